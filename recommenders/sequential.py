@@ -226,11 +226,7 @@ class SequenceRecommender(Recommender):
         self.network.eval()
 
     def _batches(self, histories: Histories, rng: np.random.Generator) -> Iterator[LongArray]:
-        starts, ends = histories.windows(self.history, rng)
-        order = rng.permutation(len(starts))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            yield histories.gather(starts[rows], ends[rows], int((ends[rows] - starts[rows]).max()))
+        return histories.batches(self.history, self.batch_size, rng)
 
     def _loss(self, rows: Any) -> tuple[Tensor, int]:
         n_targets = int((rows >= 0).sum())

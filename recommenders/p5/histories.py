@@ -5,6 +5,7 @@ The module does not know what a model is, nor which interactions may be trained 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.datasets.base import FloatArray, IntArray, Interactions, LongArray
+
+BUCKETED_BATCHES = 32  # batches whose rows are sorted by length together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,23 @@ class Histories:
         starts = np.where(nth == 0, first, first + cut[user] + (nth - 1) * length)
         ends = np.minimum(first + cut[user] + nth * length + 1, self.ptr[user + 1])
         return starts, ends
+
+    def batches(self, length: int, batch_size: int, rng: np.random.Generator) -> Iterator[LongArray]:
+        """One pass over the windows of at most `length` + 1 items, in rows (<= batch_size, T), -1 after the end.
+
+        Windows are shuffled and then sorted by length within pools of some batches, so that a batch holds windows
+        of about one length and little of it is padding; the batches of a pool come in random order.
+        """
+        starts, ends = self.windows(length, rng)
+        order = rng.permutation(len(starts))
+        pool = BUCKETED_BATCHES * batch_size
+        for first in range(0, len(order), pool):
+            rows = order[first : first + pool]
+            rows = rows[np.argsort((ends - starts)[rows], kind="stable")]
+            cuts = np.arange(0, len(rows), batch_size)
+            for cut in rng.permutation(cuts):
+                batch = rows[cut : cut + batch_size]
+                yield self.gather(starts[batch], ends[batch], int((ends - starts)[batch].max()))
 
     def matrix(self) -> Any:
         """The users x items matrix of counts, a scipy CSR array."""

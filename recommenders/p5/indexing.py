@@ -188,13 +188,15 @@ def title_codes(source: IndexSource, rng: np.random.Generator, *, max_words: int
 def semantic_codes(source: IndexSource, rng: np.random.Generator, *, depth: int = 3) -> Paths:
     """SemID: the item's categories, broadest first, then a token that tells its siblings apart.
 
-    With `attributes["category_path"]` (strings with ' > ' between levels) that is the path; else the item's
-    genres, the most frequent of the catalogue first.
+    With `attributes["category_path"]` (strings with ' > ' between levels) that is the path, less a first level that
+    all items share; else the item's genres, the most frequent of the catalogue first.
     """
     catalog = _catalog(source, "semantic")
     stored = catalog.attributes.get("category_path")
     if stored is not None:
         names = [[part for part in str(path).split(" > ") if part] for path in stored]
+        if len({path[0] for path in names if path}) == 1:
+            names = [path[1:] for path in names]
     else:
         order = np.argsort(-catalog.genres.sum(axis=0), kind="stable")
         names = [[catalog.genre_names[g] for g in order if row[g]] for row in catalog.genres]

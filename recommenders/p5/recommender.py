@@ -388,12 +388,7 @@ class P5Fast(GenerativeRecommender):
         return self.network.loss(rows, self.trie), n_targets
 
     def _epoch_batches(self, histories: Histories, rng: np.random.Generator) -> Iterator[LongArray]:
-        starts, ends = histories.windows(self.history, rng)
-        order = rng.permutation(len(starts))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            length = int((ends[rows] - starts[rows]).max())
-            yield histories.gather(starts[rows], ends[rows], length)
+        return histories.batches(self.history, self.batch_size, rng)
 
     def _steps(self, histories: Histories) -> int:
         return -(-len(histories.windows(self.history, np.random.default_rng(0))[0]) // self.batch_size)

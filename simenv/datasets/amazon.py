@@ -25,8 +25,9 @@ def amazon(
     """Sequences of one Amazon category; times are positions in the sequence, ratings NaN.
 
     With an items file: titles with HTML entities resolved, genres = the second level of the category paths, text =
-    all categories, and the description where there is one; item attribute: brand ("" = unknown). Without: titles
-    read ``item <id>``, no genres. Items that nobody consumed are left out.
+    all categories, and the description where there is one; item attributes: brand, and category_path, the first path
+    with " > " between its levels ("" = unknown). Without: titles read ``item <id>``, no genres. Items that nobody
+    consumed are left out.
 
     Args:
         n_users: seeded sample of this many users; None = all.
@@ -120,7 +121,10 @@ def _read_items(path: Path) -> Catalog:
         genre_names=tuple(names),
         genres=genres,
         texts=tuple(_text(record) for record in records.values()),
-        attributes={"brand": np.array([_plain(record.get("brand")) for record in records.values()])},
+        attributes={
+            "brand": np.array([_plain(record.get("brand")) for record in records.values()]),
+            "category_path": np.array([" > ".join(map(_plain, steps[0])) if steps else "" for steps in paths]),
+        },
     )
 
 

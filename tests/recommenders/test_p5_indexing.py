@@ -195,9 +195,9 @@ def test_a_category_path_is_a_prefix():
     index = build_index(
         "semantic", IndexSource(histories=source().histories, catalog=stocked), np.random.default_rng(0)
     )
-    assert len(np.unique(index.codes[:, :3], axis=0)) == 10
-    assert len(np.unique(index.codes[:, :2], axis=0)) == 2
-    np.testing.assert_array_equal(index.codes[0, :3], index.codes[10, :3])
+    assert len(np.unique(index.codes[:, 0])) == 2, "the level that all share tells nothing and is left out"
+    assert len(np.unique(index.codes[:, :2], axis=0)) == 10
+    np.testing.assert_array_equal(index.codes[0, :2], index.codes[10, :2])
 
 
 def test_namesakes_are_told_apart_by_the_last_token():
@@ -325,6 +325,22 @@ def test_windows_make_every_interaction_but_the_first_a_target_once():
     for row in rows:
         owner = users[row[row >= 0]]
         assert (owner == owner[0]).all()
+
+
+def test_batches_hold_every_target_once_and_little_padding():
+    rng = np.random.default_rng(0)
+    lengths = np.where(rng.random(4_000) < 0.05, 40, rng.integers(1, 8, 4_000))
+    n = int(lengths.sum())
+    ptr = np.concatenate(([0], np.cumsum(lengths)))
+    histories = Histories(ptr=ptr, items=np.arange(n, dtype=np.int32), ratings=np.zeros(n, np.float32), n_items=n)
+    batches = list(histories.batches(50, 32, rng))
+    assert all(len(batch) <= 32 for batch in batches)
+    targets = np.concatenate([batch[:, 1:][batch[:, 1:] >= 0] for batch in batches])
+    np.testing.assert_array_equal(np.sort(targets), np.setdiff1d(np.arange(n), ptr[:-1]))
+    padding = np.mean(np.concatenate([batch.reshape(-1) for batch in batches]) < 0)
+    assert padding < 0.15, "in batches of any lengths nearly three quarters would be padding"
+    widths = [batch.shape[1] for batch in batches[:32]]
+    assert widths != sorted(widths), "lengths come in random order"
 
 
 def test_last_items_end_with_the_newest():

@@ -45,6 +45,7 @@ def test_item_texts(write):
     assert data.catalog.genres.tolist() == [[True, True], [False, False], [False, False]]
     assert data.catalog.texts == ("Games, Puzzles, Books", "It flies.", "")
     assert data.catalog.attributes["brand"].tolist() == ["", "A & B", ""]
+    assert data.catalog.attributes["category_path"].tolist() == ["Toys > Games > Puzzles", "Toys", ""]
 
 
 def test_the_file_with_texts_counts_among_several(write):
