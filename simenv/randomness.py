@@ -45,6 +45,7 @@ class Purpose(IntEnum):
     PROMPT_ORDER = 16
     DRIFT = 17
     AUDIT = 18
+    REVIEW = 19
 
 
 @dataclass(frozen=True, slots=True)

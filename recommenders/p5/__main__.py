@@ -98,6 +98,8 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     from recommenders.evaluation import leave_one_out
+    from recommenders.p5.prompts import FAMILIES
+    from simenv.datasets.reviews import reviewer_of
     from simenv.randomness import Key
 
     settings = parse_settings(options.settings)
@@ -113,6 +115,8 @@ def _train(options: argparse.Namespace) -> None:
     if checkpoint.exists() and not options.resume:
         raise RunDirectoryError(f"{checkpoint}: exists; expected --resume, or another --out")
     dataset = load_dataset(options.dataset, options.data)
+    if options.model == "p5" and "families" not in settings and reviewer_of(dataset) is not None:
+        settings["families"] = list(FAMILIES)
     recommender = make(options.model, {"show_progress": True, "checkpoint": checkpoint, **settings})
     recommender.bind_dataset(dataset)
     log = dataset.interactions if options.full else leave_one_out(dataset.interactions).train
@@ -121,6 +125,8 @@ def _train(options: argparse.Namespace) -> None:
     (options.out / "card.json").write_text(json.dumps(card, indent=2))
     checkpoint.unlink(missing_ok=True)
     progress = recommender.progress
+    for family, reason in getattr(recommender, "skipped", {}).items():
+        print(f"left out: {family} ({reason})")
     print(f"{progress.epoch} epochs, {progress.seconds:.0f} s, loss {progress.losses[-1]:.3f}; saved to {options.out}")
 
 
@@ -154,6 +160,48 @@ def _evaluate(options: argparse.Namespace) -> None:
         for metric, values in rank_metrics(ranks(recommender, split, filter_seen=filter_seen)).items():
             low, high = bootstrap_interval(values)
             print(f"  {metric:8} {values.mean():.4f}  [{low:.4f}, {high:.4f}]")
+    if card["model"] == "p5":
+        _evaluate_words(recommender, dataset, split, unseen=options.ask == "unseen")
+
+
+def _evaluate_words(recommender: Any, dataset: Any, split: Any, *, unseen: bool) -> None:
+    """Stars, explanations and summaries of the test interactions, for the families that were trained."""
+    import numpy as np
+
+    from recommenders.evaluation import rating_errors, text_overlap
+    from recommenders.faithfulness import baselines, faithfulness, read
+    from simenv.datasets.reviews import reviewer_of
+
+    log = dataset.interactions
+    wanted = split.users * log.n_items + split.targets
+    held = log.take(np.isin(log.users.astype(np.int64) * log.n_items + log.items, wanted))
+    trained = set(recommender.book.families) - set(recommender.skipped)
+    if "rating" in trained:
+        rated = recommender.predict_ratings(held.users, held.items, unseen=unseen)
+        print(
+            "stars: " + ", ".join(f"{name} {value:.3f}" for name, value in rating_errors(rated, held.ratings).items())
+        )
+    reviewer = reviewer_of(dataset)
+    if reviewer is None or not {"explanation", "review"} & trained:
+        return
+    seen, reviews = recommender.reviews, reviewer.write(held)
+    written = {}
+    if "explanation" in trained:
+        texts = recommender.explain(reviews.users, reviews.items, unseen=unseen)
+        written["explanation"] = (texts, reviews.explanations)
+    if "review" in trained:
+        recommender.bind_reviews(reviews)
+        written["summary"] = (recommender.summarise(np.arange(len(reviews)), unseen=unseen), reviews.summaries)
+    for kind, (texts, references) in written.items():
+        overlap = ", ".join(f"{name} {value:.1f}" for name, value in text_overlap(texts, references).items())
+        print(f"{kind} of {len(texts):,} held-out reviews: {overlap}")
+    if "explanation" in written:
+        said = read(written["explanation"][0])
+        print("faithfulness of explanations")
+        rows = {"p5": said, **baselines(said, reviews.items, seen, np.random.default_rng(0))}
+        for name, mentions in rows.items():
+            scores = faithfulness(mentions, reviews.aspects)
+            print(f"  {name:14}" + ", ".join(f"{metric} {value:.3f}" for metric, value in scores.items()))
 
 
 def _recommend(options: argparse.Namespace) -> None:

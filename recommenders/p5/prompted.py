@@ -6,6 +6,7 @@ The module does not know how text becomes tokens, nor how T5 works inside.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +23,13 @@ from recommenders.p5.prompt_network import PromptNetwork
 from recommenders.p5.prompts import Prompt, load_prompts
 from recommenders.p5.recommender import GenerativeRecommender
 from recommenders.p5.t5 import P5Network, T5Options
-from recommenders.p5.text import END, PAD, CheckpointWords, Reviews, Rows, TextData, Vocabulary, own_words
+from recommenders.p5.text import END, PAD, CheckpointWords, OwnWords, Rows, TextData, Vocabulary, Words, own_words
 from recommenders.p5.training import TrainingOptions
 from recommenders.p5.trie import PathScorer
-from simenv.datasets.base import LongArray
-from simenv.errors import ConfigError, RecommenderError
+from simenv.datasets.base import Dataset, Interactions, LongArray
+from simenv.datasets.reviews import Reviewer, Reviews, reviewer_of
+from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
+from simenv.randomness import Key
 
 
 class P5(GenerativeRecommender):
@@ -130,16 +133,42 @@ class P5(GenerativeRecommender):
         )
         self.reviews: Reviews | None = None
         self.skipped: dict[str, str] = {}
+        self._reviewer: Reviewer | None = None
+        self._words: OwnWords | None = None  # of a saved model
+
+    def bind_dataset(self, dataset: Dataset) -> None:
+        """Let indexer and prompts see titles, genres and texts; users of a synthetic world also write reviews."""
+        super().bind_dataset(dataset)
+        if {"explanation", "review"} & set(self.book.families):
+            self._reviewer = reviewer_of(dataset)
 
     def bind_reviews(self, reviews: Reviews) -> None:
-        """Give the explanation and review families something to learn from; before `fit`."""
-        self.reviews = reviews
+        """Give the explanation and review families something to learn from, in place of what the data set has.
+
+        Before `fit`. Of them, those of interactions in the log are learned from; `summarise` reads any.
+        """
+        self.reviews, self._reviewer = reviews, None
+
+    def _fit(self, log: Interactions, key: Key) -> None:
+        self._words = None
+        if self._reviewer is not None:
+            self.reviews = self._reviewer.write(log)
+        super()._fit(log, key)
+
+    def _update(self, new: Interactions, key: Key) -> None:
+        if self._reviewer is not None:
+            written = self._reviewer.write(new)
+            self.reviews = written if self.reviews is None else self.reviews.concat(written)
+        super()._update(new, key)
 
     # -- network ------------------------------------------------------------------------------------------------
 
     def _network(self) -> PromptNetwork:
         path = self.options.checkpoint_path
-        words = own_words(self.book, self.catalog, self.reviews) if path is None else CheckpointWords(path)
+        if path is not None:
+            words: Words = CheckpointWords(path)
+        else:
+            words = self._words or own_words(self.book, self.catalog, self.reviews)
         self.vocabulary = Vocabulary(words, self.index.sizes)
         network = {"t5": P5Network, "llama": LlamaNetwork}[self.backbone]
         return network(torch.as_tensor(self.index.codes), self.vocabulary, self.options)
@@ -172,6 +201,7 @@ class P5(GenerativeRecommender):
         data = self._data(histories)
         families, self.skipped = data.available_families(self.book)
         others = [family for family in families if family != "sequential"]
+        reviewed = data.reviewed() if {"explanation", "review"} & set(others) else None
         user = np.repeat(np.arange(histories.n_users), histories.lengths)
         place = np.arange(len(user)) - histories.ptr[user]
         targets = rng.permutation(np.flatnonzero(place > 0))
@@ -180,23 +210,29 @@ class P5(GenerativeRecommender):
         chunks = [targets[start : start + self.batch_size] for start in range(0, len(targets), self.batch_size)]
         owed = 0.0
         for chunk in rng.permutation(len(chunks)):
-            yield self._render(data, self._seen(data, "sequential"), chunks[chunk], user, rng)
+            yield self._render(data, self._seen(data, "sequential"), chunks[chunk], user, rng, reviewed)
             owed += self.other_share if others else 0.0
             while owed >= 1:
                 owed -= 1
                 family = others[rng.integers(len(others))]
                 rows = rng.integers(0, len(user), self.batch_size)
-                yield self._render(data, self._seen(data, family), rows, user, rng)
+                yield self._render(data, self._seen(data, family), rows, user, rng, reviewed)
 
     def _seen(self, data: TextData, family: str) -> list[Prompt]:
         return data.usable(self.book.seen(family))
 
     def _render(
-        self, data: TextData, prompts: list[Prompt], places: LongArray, user: LongArray, rng: np.random.Generator
+        self,
+        data: TextData,
+        prompts: list[Prompt],
+        places: LongArray,
+        user: LongArray,
+        rng: np.random.Generator,
+        reviewed: tuple[LongArray, LongArray] | None,
     ) -> tuple[LongArray, LongArray]:
         """One random prompt per interaction, padded to one batch of sources and targets."""
         histories, choice = data.histories, rng.integers(0, len(prompts), len(places))
-        rows = self._rows(histories, places, user, prompts[0].family, rng)
+        rows = self._rows(histories, places, user, prompts[0].family, rng, reviewed)
         parts = []
         for number, prompt in enumerate(prompts):
             some = _take(rows, choice == number)
@@ -208,22 +244,27 @@ class P5(GenerativeRecommender):
         return _stack([source for source, _ in parts]), _stack([target for _, target in parts])
 
     def _rows(
-        self, histories: Histories, places: LongArray, user: LongArray, family: str, rng: np.random.Generator
+        self,
+        histories: Histories,
+        places: LongArray,
+        user: LongArray,
+        family: str,
+        rng: np.random.Generator,
+        reviewed: tuple[LongArray, LongArray] | None,
     ) -> Rows:
-        users, items, liked = user[places], histories.items[places].astype(np.int64), np.ones(len(places), np.bool_)
-        ratings, reviews = histories.ratings[places], np.full(len(places), -1)
+        """The interactions at these places of the histories; some families draw others, that they can ask about."""
+        liked, reviews = np.ones(len(places), np.bool_), np.full(len(places), -1)
         if family == "rating":
             rated = np.flatnonzero(~np.isnan(histories.ratings))
             places = rated[rng.integers(0, len(rated), len(places))]
-            users, items, ratings = user[places], histories.items[places].astype(np.int64), histories.ratings[places]
         elif family == "direct":
             liked = rng.random(len(places)) < 0.5
         elif family in ("explanation", "review"):
-            assert self.reviews is not None
-            reviews = rng.integers(0, len(self.reviews.users), len(places))
-            users, items = self.reviews.users[reviews], self.reviews.items[reviews]
-            places = histories.ptr[users + 1]
-        return Rows(users, places, items, ratings, liked, reviews)
+            assert reviewed is not None
+            drawn = rng.integers(0, len(reviewed[0]), len(places))
+            reviews, places = reviewed[0][drawn], reviewed[1][drawn]
+        items = histories.items[places].astype(np.int64)
+        return Rows(user[places], places, items, histories.ratings[places], liked, reviews)
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -309,10 +350,32 @@ class P5(GenerativeRecommender):
     def summarise(self, reviews: NDArray[Any], *, unseen: bool = False) -> list[str]:
         """The reviews of these rows in a few words; needs reviews bound before `fit`."""
         self._require_reviews("review")
-        assert self.reviews is not None
+        if self.reviews is None:
+            raise RecommenderError(f"{self.name}: no reviews to summarise; expected bind_reviews first")
         rows = np.asarray(reviews, np.int64)
         prompt = self.book.unseen("review") if unseen else self.book.seen("review")[0]
         return self._write(prompt, self._question(self.reviews.users[rows], self.reviews.items[rows], rows))
+
+    # -- saving -------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        words = self.vocabulary.words.words if isinstance(self.vocabulary.words, OwnWords) else None
+        (Path(folder) / "language.json").write_text(json.dumps({"words": words, "skipped": self.skipped}))
+
+    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        path = self._folder / "language.json"
+        try:
+            language = json.loads(path.read_text())
+            words, self.skipped = language["words"], dict(language["skipped"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunDirectoryError(f"{path}: no readable words of {self.name} ({error})") from error
+        self._words = None if words is None else OwnWords(words)
+        if self._reviewer is not None:
+            self.reviews = self._reviewer.write(self._log)
+        super()._restore(state)
+
+    # -- writing ------------------------------------------------------------------------------------------------
 
     def _require_reviews(self, family: str) -> None:
         self._require_fit()
@@ -331,6 +394,10 @@ class P5(GenerativeRecommender):
         if len(rows.users) == 0:
             return []
         sources = self._data(self.histories).source(prompt, rows, np.random.default_rng(0))
+        size = 4 * self.score_batch
+        if len(sources) > size:
+            parts = [_take(rows, slice(start, start + size)) for start in range(0, len(sources), size)]
+            return [text for part in parts for text in self._write(prompt, part, max_tokens)]
         states, mask = self.network.encode(torch.as_tensor(sources, device=self.device))
         written = torch.full((len(sources), 1), PAD, device=self.device)
         words = self.network.output(0, self.vocabulary.words.n_tokens)
@@ -348,7 +415,7 @@ class P5(GenerativeRecommender):
         return texts
 
 
-def _take(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
+def _take(rows: Rows, mask: NDArray[np.bool_] | slice) -> Rows:
     return Rows(
         rows.users[mask], rows.ends[mask], rows.items[mask], rows.ratings[mask], rows.liked[mask], rows.reviews[mask]
     )

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from recommenders.p5.histories import Histories
 from recommenders.p5.prompts import Piece, Prompt, PromptBook
 from simenv.datasets.base import Catalog, LongArray
-from simenv.errors import ConfigError, DataError
+from simenv.datasets.reviews import Reviews
+from simenv.errors import ConfigError
 
 PAD, END, UNKNOWN = 0, 1, 2  # as in T5's own vocabularies
 USER_BASE = 100  # user ids are written in this base
@@ -103,23 +104,6 @@ class Vocabulary:
         return self.user_offset + USER_BASE + sum(self.level_sizes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reviews:
-    """What users wrote: aligned with interactions; a summary, the feature it is about, and why, in a sentence."""
-
-    users: LongArray
-    items: LongArray
-    texts: tuple[str, ...]
-    summaries: tuple[str, ...]
-    features: tuple[str, ...]
-    explanations: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("items", "texts", "summaries", "features", "explanations"):
-            if len(getattr(self, name)) != len(self.users):
-                raise DataError(f"reviews: {len(getattr(self, name))} {name} for {len(self.users)} users")
-
-
 @dataclass(frozen=True, slots=True)
 class Rows:
     """A batch of interactions to write prompts about; every array is (B,)."""
@@ -148,17 +132,36 @@ class TextData:
         """Families that can be written from these data, and why the others cannot."""
         skipped: dict[str, str] = {}
         for family in book.families:
-            if family in ("explanation", "review") and self.reviews is None:
+            if family in ("explanation", "review") and not len(self.reviewed()[0]):
                 skipped[family] = "no reviews"
             elif family == "rating" and np.isnan(self.histories.ratings).all():
                 skipped[family] = "no ratings"
         return tuple(family for family in book.families if family not in skipped), skipped
 
+    def reviewed(self) -> tuple[LongArray, LongArray]:
+        """Rows of the reviews that belong to an interaction of these histories, and where in `histories.items` it is.
+
+        A review of anything else (what is held out, above all) is not to be learned from, nor is one without stars where
+        others have some; where a pair comes twice, the first one counts.
+        """
+        if self.reviews is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        histories = self.histories
+        user = np.repeat(np.arange(histories.n_users), histories.lengths)
+        keys, first = np.unique(user * histories.n_items + histories.items, return_index=True)
+        wanted = self.reviews.users * histories.n_items + self.reviews.items
+        place = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
+        rows = np.flatnonzero(keys[place] == wanted) if len(keys) else np.zeros(0, np.int64)
+        rated = ~np.isnan(histories.ratings[first[place[rows]]])
+        rows = rows[rated | ~np.any(~np.isnan(histories.ratings))]
+        return rows, first[place[rows]]
+
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts whose fields are known: without a catalogue, none with titles or genres."""
-        if self.catalog is not None:
-            return list(prompts)
-        return [prompt for prompt in prompts if not prompt.fields & {"title", "genres"}]
+        """The prompts whose fields are known: titles and genres with a catalogue only, stars with ratings only."""
+        unknown = set() if self.catalog is not None else {"title", "genres"}
+        if np.isnan(self.histories.ratings).all():
+            unknown.add("rating")
+        return [prompt for prompt in prompts if not prompt.fields & unknown]
 
     def render(self, prompt: Prompt, rows: Rows, rng: np.random.Generator) -> tuple[LongArray, LongArray]:
         """Inputs (B, S) and targets (B, D) of one prompt, -1 after the end; text targets close with `END`."""

@@ -1,9 +1,12 @@
-"""Words for synthetic items: genre names, aspects, distinct titles, short descriptions.
+"""Words for synthetic items and what users write about them: genres, aspects, titles, descriptions, clauses of opinion.
 
-The module knows words only; which item has which genre and style is given to it.
+The module knows words only; which item has which genre and style, and who likes what, is given to it.
 """
 
 from __future__ import annotations
+
+import re
+from functools import cache
 
 import numpy as np
 
@@ -117,3 +120,83 @@ def descriptions(
         kind = " and ".join(names[g] for g in np.flatnonzero(row))
         made.append(f"A {first}, {second} {kind} about {_SUBJECTS[subjects[i]]} in {_PLACES[places[i]]} ({years[i]}).")
     return tuple(made)
+
+
+# What users write. In a clause about taste {} is the aspect's word; the words that only occur in liking, or only in
+# disliking, tell a reader (`mentions`) which of both it is. No clause holds a comma, no clause the word of an aspect.
+CRAFT = "craft"
+CRAFT_CLAUSES = {
+    1: ("it is well made", "the craft is first rate", "it is made with care"),
+    -1: ("it is badly made", "the craft is poor", "it is made in haste"),
+}
+STYLE_CLAUSES = {
+    1: ("i enjoyed how {} it is", "it is {} and that suits me", "{} is what i look for"),
+    -1: ("it is too {} for me", "i could do without it being {}", "{} is not my thing"),
+}
+GENRE_CLAUSES = {
+    1: ("{} is always welcome", "i am fond of {}", "{} is my idea of an evening"),
+    -1: ("{} is not my thing", "i seldom get along with {}", "i am tired of {}"),
+}
+JOINERS = ("and", "but", "because")  # between clauses
+VERDICTS: dict[int, tuple[str, ...]] = {
+    5: ("a joy", "i would see it again"),
+    4: ("time gladly given", "i recommend it"),
+    3: ("a mixed bag", "neither good nor bad"),
+    2: ("a disappointment", "below what i hoped"),
+    1: ("a waste of hours", "i gave up on it"),
+}
+
+
+def terms() -> tuple[str, ...]:
+    """What a review can be about, by number: craft, the genres, then each aspect's low and high word."""
+    words = [word for _, low, high in ASPECTS for word in (low, high)]
+    return (CRAFT, *(name.lower() for name in GENRES), *words)
+
+
+def feature(term: int) -> str:
+    """What a term is about: craft, the genre, or the aspect whose word it is."""
+    style = term - 1 - len(GENRES)
+    return terms()[term] if style < 0 else ASPECTS[style // 2][0]
+
+
+def clause(term: int, sign: int, variant: int) -> str:
+    """A few words saying that a term was liked (`sign` 1) or disliked (-1)."""
+    table = CRAFT_CLAUSES if term == 0 else GENRE_CLAUSES if term <= len(GENRES) else STYLE_CLAUSES
+    return table[sign][variant % len(table[sign])].format(terms()[term])
+
+
+def mentions(text: str) -> list[tuple[int, int]]:
+    """The terms a text speaks of and whether it likes them: (term, 1, -1, or 0 where it does not say).
+
+    Reads any wording that uses the words of `terms` and of the clauses, however spaced; clauses end at punctuation.
+    """
+    found = []
+    for part in re.split(r"[^\w\s-]+", text.lower()):
+        words = " ".join(re.findall(r"[a-z]+", part))
+        rest, here = words, []
+        for term, pattern in _patterns():
+            rest, n = pattern.subn(" ", rest)
+            here += [term] * bool(n)
+        left = set(rest.split())
+        score = len(left & _marks(1)) - len(left & _marks(-1))
+        found += [(term, (score > 0) - (score < 0)) for term in here]
+    return found
+
+
+@cache
+def _patterns() -> tuple[tuple[int, re.Pattern[str]], ...]:
+    """A pattern per term, the longer ones first."""
+    plain = [(term, name.replace("-", " ")) for term, name in enumerate(terms())]
+    spelled = sorted(plain, key=lambda pair: -len(pair[1]))
+    return tuple((term, re.compile(r"\b(?:made|craft)\b" if term == 0 else rf"\b{name}\b")) for term, name in spelled)
+
+
+@cache
+def _marks(sign: int) -> frozenset[str]:
+    """Words that stand in clauses of this sign only."""
+
+    def words(which: int) -> set[str]:
+        tables = (CRAFT_CLAUSES, STYLE_CLAUSES, GENRE_CLAUSES)
+        return {word for table in tables for text in table[which] for word in re.findall(r"[a-z]+", text)}
+
+    return frozenset(words(sign) - words(-sign) - {"craft", "made", *JOINERS})

@@ -1,5 +1,6 @@
 """P5: the suite, a scorer equal to the network's own forward pass, families, checkpoints, LoRA."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from recommenders.p5.prompted import P5
 from recommenders.p5.text import Reviews
 from recommenders.p5.trie import beam_items, item_scores
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
+from simenv.datasets import synthetic
 from simenv.datasets.base import Interactions
 from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
 
@@ -24,8 +26,8 @@ TINY = {
     "index_options": {"leaf_size": 20},
 }
 REVIEWS = Reviews(
-    users=np.array([0, 1]),
-    items=np.array([5, 6]),
+    users=np.array([8, 34]),  # these pairs are in `small_log`
+    items=np.array([26, 44]),
     texts=("a long night by the river", "too much stone"),
     summaries=("long night", "stony"),
     features=("river", "stone"),
@@ -185,6 +187,51 @@ def test_all_families_train_and_the_rest_are_skipped():
     with_reviews.fit(small_log(), key=KEY)
     assert with_reviews.skipped == {}
     assert with_reviews.progress.samples > recommender.progress.samples / 2
+
+
+def test_reviews_of_what_is_not_in_the_log_are_not_learned_from():
+    elsewhere = replace(REVIEWS, items=np.array([27, 45]))
+    recommender = P5(**TINY, families=["sequential", "explanation"])
+    recommender.bind_dataset(small_dataset(small_log()))
+    recommender.bind_reviews(elsewhere)
+    recommender.fit(small_log(), key=KEY)
+    assert recommender.skipped == {"explanation": "no reviews"}
+    data = recommender._data(recommender.histories)
+    data.reviews = REVIEWS
+    rows, places = data.reviewed()
+    assert rows.tolist() == [0, 1]
+    assert recommender.histories.items[places].tolist() == [26, 44]
+    assert recommender.histories.ratings[places].tolist() == [5.0, 4.0]
+
+
+def test_a_world_with_reviews_trains_on_them_and_survives_saving(tmp_path):
+    world = synthetic(n_users=30, n_items=40, seed=5)
+    options = {**TINY, "families": ["sequential", "explanation", "review"], "other_share": 1.0}
+    recommender = P5(**options)
+    recommender.bind_dataset(world)
+    log = world.interactions
+    early, late = log.take(slice(0, len(log) - 50)), log.take(slice(len(log) - 50, None))
+    recommender.fit(early, key=KEY)
+    assert recommender.skipped == {}
+    assert len(recommender.reviews) == len(early)
+    recommender.save(tmp_path)
+    again = P5(**options)
+    again.bind_dataset(world)
+    again.load(tmp_path)
+    users, items = np.arange(30), np.arange(30)
+    assert again.explain(users, items) == recommender.explain(users, items)
+    for one in (recommender, again):
+        one.update(late, key=KEY)
+        assert len(one.reviews) == len(log)
+    np.testing.assert_array_equal(again.scores(users), recommender.scores(users))
+    wordless = P5(**options)
+    wordless.load(tmp_path)
+    assert len(wordless.explain(users, items)) == 30
+    with pytest.raises(RecommenderError, match="no reviews to summarise"):
+        wordless.summarise(np.array([0]))
+    (tmp_path / "language.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match=r"language\.json"):
+        P5(**options).load(tmp_path)
 
 
 def test_ratings_need_their_family_and_lie_on_the_scale():
