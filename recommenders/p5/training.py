@@ -26,6 +26,7 @@ from simenv.errors import ConfigError, RunDirectoryError
 
 Batch = Any
 GRADIENT_NORM = 1.0
+VALIDATION_USERS = 4_000  # at most so many are scored; their NDCG@10 then has a standard error of about .003
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +106,17 @@ def validation_ndcg(
 ) -> float:
     """NDCG@k of one held-out item per user over the whole catalogue without the user's history.
 
+    Of more than `VALIDATION_USERS` users a sample is scored, the same one every time.
+
     Args:
         score: scores (B, n_items) of a batch of users after these histories.
         histories: without the held-out items.
         users, targets: (m,) who held out what.
         k: cut-off.
     """
+    if len(users) > VALIDATION_USERS:
+        sample = np.sort(np.random.default_rng(0).choice(len(users), VALIDATION_USERS, replace=False))
+        users, targets = users[sample], targets[sample]
     gains = np.empty(len(users))
     for start in range(0, len(users), 256):
         rows = slice(start, start + 256)

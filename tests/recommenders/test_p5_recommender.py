@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recommenders.evaluation import leave_one_out, rank_metrics, ranks
+from recommenders.p5.histories import Histories
 from recommenders.p5.recommender import P5Fast
 from recommenders.p5.training import validation_ndcg
 from recommenders.p5.trie import Trie
@@ -126,6 +127,25 @@ def test_early_stop_keeps_the_best_epoch():
     assert progress.best_score == best
     seen, users, targets = recommender.histories.without_last()
     assert validation_ndcg(recommender.score_histories, seen, users, targets) == pytest.approx(best)
+
+
+def test_many_users_are_validated_on_one_sample(monkeypatch):
+    log = cycles()
+    seen, users, targets = Histories.from_log(log).without_last()
+    asked = []
+
+    def knows_the_first_half(histories: Histories, users: np.ndarray) -> np.ndarray:
+        asked.extend(users)
+        return np.eye(log.n_items, dtype=np.float32)[targets[users]] * (users < len(targets) // 2)[:, None]
+
+    everyone = validation_ndcg(knows_the_first_half, seen, users, targets)
+    assert sorted(asked) == list(users)
+    monkeypatch.setattr("recommenders.p5.training.VALIDATION_USERS", 100)
+    asked.clear()
+    sampled = validation_ndcg(knows_the_first_half, seen, users, targets)
+    assert len(set(asked)) == len(asked) == 100
+    assert sampled == pytest.approx(everyone, abs=0.1)
+    assert sampled == validation_ndcg(knows_the_first_half, seen, users, targets), "the same users each time"
 
 
 def test_early_stop_never_trains_on_the_held_out_item():
