@@ -57,7 +57,7 @@ def run(config: Mapping[str, Any]) -> Path:
     if folder.complete:
         return folder.path
     with folder.locked():
-        rows = _play(design, dataset, split, folder, config)
+        rows, seconds = _play(design, dataset, split, folder, config)
         _write_table(rows, folder.path)
         card = {
             "question": config["question"],
@@ -68,6 +68,7 @@ def run(config: Mapping[str, Any]) -> Path:
             "n_train": len(split.train),
             "n_items": dataset.n_items,
             "seeds": list(design.seeds),
+            "fit_cpu_seconds": seconds,
             **card_of_machine(started),
         }
         (folder.path / "run_card.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -116,45 +117,56 @@ def plot_leaderboard(rows: Rows, metric: str = "ndcg@10") -> Figure:
     return figure
 
 
-def _play(design: Design, dataset: Dataset, split: Split, folder: RunDirectory, config: Mapping[str, Any]) -> Rows:
+def _play(
+    design: Design, dataset: Dataset, split: Split, folder: RunDirectory, config: Mapping[str, Any]
+) -> tuple[Rows, dict[str, float]]:
+    """All rows, and per arm the CPU seconds that fitting took, all threads and seeds together."""
     from rich.console import Console
     from rich.progress import track
 
     rows: Rows = []
+    seconds: dict[str, float] = {}
     arms = [arm for arm, _ in design.arms]
     console = Console(stderr=True)
     for arm in track(arms, "recommenders", console=console, disable=not config["progress"]):
         done = folder.checkpoint / f"{arm}.json"
         if not done.is_file():
-            found = _judge(arm, design, dataset, split, folder, keep=config["save_models"])
+            judged = _judge(arm, design, dataset, split, folder, keep=config["save_models"])
             partial = done.with_suffix(".partial")
-            partial.write_text(json.dumps(found))
+            partial.write_text(json.dumps(judged))
             partial.replace(done)
-        rows += json.loads(done.read_text())
+        found, seconds[arm] = json.loads(done.read_text())
+        rows += found
         _write_table(rows, folder.path)
-    return rows
+    return rows, seconds
 
 
-def _judge(arm: str, design: Design, dataset: Dataset, split: Split, folder: RunDirectory, *, keep: bool) -> Rows:
-    """One arm's rows; it sees the catalogue and the training interactions, never the targets."""
+def _judge(
+    arm: str, design: Design, dataset: Dataset, split: Split, folder: RunDirectory, *, keep: bool
+) -> tuple[Rows, float]:
+    """One arm's rows and CPU seconds; it sees the catalogue and the training interactions, never the targets."""
     seen = dataset.replace_interactions(split.train)
 
     def make() -> Any:
+        nonlocal started
         recommender = design.make_recommender(arm)
         if isinstance(recommender, SeesDataset):
             recommender.bind_dataset(seen)
+        started = time.process_time()
         return recommender
 
+    def fitted(name: str, recommender: Any) -> None:
+        nonlocal seconds
+        seconds += time.process_time() - started
+        if not models:
+            models.append(recommender)
+
+    started, seconds = 0.0, 0.0
     models: list[Any] = []
-    rows = leaderboard(
-        {arm: make},
-        split,
-        keys=[Key(seed) for seed in design.seeds],
-        after_fit=lambda name, fitted: models.append(fitted) if not models else None,
-    )
+    rows = leaderboard({arm: make}, split, keys=[Key(seed) for seed in design.seeds], after_fit=fitted)
     if keep:
         models[0].save(folder.path / "models" / arm)
-    return rows
+    return rows, round(seconds, 1)
 
 
 def _write_table(rows: Rows, folder: Path) -> None:

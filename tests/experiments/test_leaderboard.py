@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ def test_table_is_the_contracts(folder: Path) -> None:
     assert (table["value"] <= table["ci_high"]).all()
     best = leaderboard.score(table.to_dicts(), "hr@10")
     assert best[-1]["recommender"] == "random"
+    card = json.loads((folder / "run_card.json").read_text())
+    assert set(card["fit_cpu_seconds"]) == {"random", "popularity", "ease"}
+    assert all(seconds >= 0 for seconds in card["fit_cpu_seconds"].values())
     assert (folder / "report.html").is_file()
     assert (folder / "figures" / "leaderboard.png").is_file()
 
