@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recommenders.p5.trie import Trie, child_logits, step_losses
+from recommenders.p5.trie import Level, Trie, child_logits, step_losses
 from simenv.errors import ConfigError
 
 
@@ -194,12 +194,12 @@ class FastScorer:
     def begin(self) -> Tensor:
         return self.users[:, None]
 
-    def extend(self, state: Tensor, level: int, parents: Tensor, tokens: Tensor) -> Tensor:
-        embedded = self.model.tokens[level - 1](tokens)
+    def extend(self, state: Tensor, level: Level, parents: Tensor, nodes: Tensor) -> Tensor:
+        embedded = self.model.tokens[level.depth - 1](level.token[nodes])
         if len(parents) == 1:
             return state[:, parents[0]] + embedded
         return state.gather(1, parents[..., None].expand(-1, -1, state.shape[-1])) + embedded
 
-    def logits(self, state: Tensor, level: int, tokens: Tensor) -> Tensor:
-        hidden = self.model.decoder(state, level)
-        return child_logits(hidden, self.model.table(level), tokens, self.model.biases[level])
+    def logits(self, state: Tensor, level: Level, tokens: Tensor) -> Tensor:
+        hidden = self.model.decoder(state, level.depth)
+        return child_logits(hidden, self.model.table(level.depth), tokens, self.model.biases[level.depth])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from recommenders.p5.prompt_network import MAX_WORDS, PromptNetwork
 from recommenders.p5.t5 import T5Options
 from recommenders.p5.text import PAD, Vocabulary
-from recommenders.p5.trie import child_logits
+from recommenders.p5.trie import Level, child_logits
 from simenv.errors import ConfigError
 
 
@@ -124,7 +124,8 @@ class TreeScorer:
         sees = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
         return self._run(start, sees, torch.zeros(1, dtype=torch.long, device=device), 0)
 
-    def extend(self, state: Tree, level: int, parents: Tensor, tokens: Tensor) -> Tree:
+    def extend(self, state: Tree, level: Level, parents: Tensor, nodes: Tensor) -> Tree:
+        tokens = level.token[nodes]
         n_old, n_new = state.tokens.shape[1], tokens.shape[1]
         rows = max(len(parents), len(state.tokens))
         old = state.sees.expand(rows, -1, -1)
@@ -132,14 +133,14 @@ class TreeScorer:
         own = torch.eye(n_new, dtype=torch.bool, device=tokens.device).expand(rows, -1, -1)
         below = torch.zeros(rows, n_old, n_new, dtype=torch.bool, device=tokens.device)
         sees = torch.cat([torch.cat([old, below], dim=2), torch.cat([above, own], dim=2)], dim=1)
-        added = (tokens + self.network.offsets[level - 1]).expand(rows, -1)
+        added = (tokens + self.network.offsets[level.depth - 1]).expand(rows, -1)
         tokens = torch.cat([state.tokens.expand(rows, -1), added], dim=1)
-        depths = torch.cat([state.depths, torch.full((n_new,), level, device=tokens.device)])
+        depths = torch.cat([state.depths, torch.full((n_new,), level.depth, device=tokens.device)])
         return self._run(tokens, sees, depths, n_old)
 
-    def logits(self, state: Tree, level: int, tokens: Tensor) -> Tensor:
-        network = self.network
-        return child_logits(state.hidden, network.output(network.offsets[level], network.level_sizes[level]), tokens)
+    def logits(self, state: Tree, level: Level, tokens: Tensor) -> Tensor:
+        network, depth = self.network, level.depth
+        return child_logits(state.hidden, network.output(network.offsets[depth], network.level_sizes[depth]), tokens)
 
     def _run(self, tokens: Tensor, sees: Tensor, depths: Tensor, newest: int) -> Tree:
         nodes = self.network.embedding(tokens).expand(len(self.mask), -1, -1)

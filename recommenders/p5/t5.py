@@ -1,7 +1,6 @@
 """The T5 backbone of p5: an encoder-decoder that reads prompts and writes item codes or words.
 
-The scorer walks the trie with the decoder's own weights, keys of the encoder computed once. The module does not know
-prompts or users.
+The module does not know prompts or users, nor how the trie is walked.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recommenders.p5.prompt_network import MAX_WORDS, PromptNetwork
+from recommenders.p5.t5_decoding import T5Scorer
 from recommenders.p5.text import PAD, Vocabulary
-from recommenders.p5.trie import NEVER, child_logits
 from simenv.errors import ConfigError, MissingExtraError
 
 
@@ -116,89 +113,3 @@ class P5Network(PromptNetwork):
     def scorer(self, sources: Tensor) -> T5Scorer:
         states, mask = self.encode(sources)
         return T5Scorer(self, states, mask)
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """A set of paths per user: final states, and per decoder layer the keys and values along each path."""
-
-    hidden: Tensor  # (B, M, d)
-    keys: tuple[Tensor, ...]  # each (B, M, length, heads, d_kv)
-    values: tuple[Tensor, ...]
-
-
-class T5Scorer:
-    """The decoder of a T5, one token at a time over a set of paths, equal to its own forward pass (tested)."""
-
-    def __init__(self, network: P5Network, states: Tensor, mask: Tensor) -> None:
-        self.network, self.decoder = network, network.t5.decoder
-        config = network.t5.config
-        self.heads, self.d_kv = config.num_heads, config.d_kv
-        self.n_users = len(states)
-        self.blocked = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask, NEVER)  # (B, S)
-        shape = (*states.shape[:2], self.heads, self.d_kv)
-        cross = [block.layer[1].EncDecAttention for block in self.decoder.block]
-        self.cross_keys = [attention.k(states).view(shape).transpose(1, 2).contiguous() for attention in cross]
-        self.cross_values = [attention.v(states).view(shape).transpose(1, 2).contiguous() for attention in cross]
-
-    def begin(self) -> Paths:
-        start = torch.full((1, 1), PAD, dtype=torch.long, device=self.blocked.device)
-        return self._step(start, None)
-
-    def extend(self, state: Paths, level: int, parents: Tensor, tokens: Tensor) -> Paths:
-        if len(parents) == 1:
-            keys = tuple(k[:, parents[0]] for k in state.keys)
-            values = tuple(v[:, parents[0]] for v in state.values)
-        else:
-            rows = torch.arange(self.n_users, device=parents.device)[:, None]
-            keys = tuple(k[rows, parents] for k in state.keys)
-            values = tuple(v[rows, parents] for v in state.values)
-        return self._step(tokens + self.network.offsets[level - 1], (keys, values))
-
-    def logits(self, state: Paths, level: int, tokens: Tensor) -> Tensor:
-        network = self.network
-        output = network.output(network.offsets[level], network.level_sizes[level])
-        return child_logits(network.scaled(state.hidden), output, tokens)
-
-    def _step(self, tokens: Tensor, past: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None) -> Paths:
-        """One decoder step on (1 or B, M) tokens after the paths in `past`."""
-        x = self.network.embedding(tokens).expand(self.n_users, -1, -1)
-        keys, values, bias = [], [], None
-        for number, block in enumerate(self.decoder.block):
-            attention = block.layer[0].SelfAttention
-            h = block.layer[0].layer_norm(x)
-            q, k, v = (self._split(project(h)) for project in (attention.q, attention.k, attention.v))
-            k, v = k[:, :, None], v[:, :, None]
-            if past is not None:
-                k, v = torch.cat([past[0][number], k], dim=2), torch.cat([past[1][number], v], dim=2)
-            if bias is None:
-                bias = self._position_bias(attention, k.shape[2])
-            weights = (torch.einsum("bmhd,bmthd->bmht", q, k) + bias).softmax(-1)
-            x = x + attention.o(torch.einsum("bmht,bmthd->bmhd", weights, v).flatten(2))
-            x = x + self._cross(block, number, x)
-            x = block.layer[2](x)
-            keys.append(k)
-            values.append(v)
-        return Paths(self.decoder.final_layer_norm(x), tuple(keys), tuple(values))
-
-    def _cross(self, block: Any, number: int, x: Tensor) -> Tensor:
-        attention = block.layer[1].EncDecAttention
-        q = self._split(attention.q(block.layer[1].layer_norm(x))).transpose(1, 2)  # (B, heads, M, d_kv)
-        mixed = F.scaled_dot_product_attention(
-            q, self.cross_keys[number], self.cross_values[number], attn_mask=self.blocked[:, None, None, :], scale=1.0
-        )
-        return cast(Tensor, attention.o(mixed.transpose(1, 2).flatten(2)))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, self.d_kv)
-
-    def _position_bias(self, attention: Any, length: int) -> Tensor:
-        """Relative position bias (heads, length) of the newest token towards the path so far."""
-        distance = torch.arange(length, device=self.blocked.device) - (length - 1)
-        bucket = attention._relative_position_bucket(
-            distance[None],
-            bidirectional=False,
-            num_buckets=attention.relative_attention_num_buckets,
-            max_distance=attention.relative_attention_max_distance,
-        )
-        return attention.relative_attention_bias(bucket)[0].T

@@ -24,13 +24,24 @@ class Level:
     """The internal nodes at one depth, and their children padded to the widest node."""
 
     parent: Tensor  # (M,) place of each node's parent among the nodes of the level above
-    token: Tensor  # (M,) the token that leads from the parent to the node
+    path: Tensor  # (M, depth) the tokens that lead from the root to each node
     child_tokens: Tensor  # (M, C), 0 where there is no child
     child_nodes: Tensor  # (M, C) place among the next level's nodes, or the item at the last level; -1 = none
+    closed: Tensor  # (M, C) what is added to the logit of a child: 0, or `NEVER` where there is none
 
     @property
     def n_nodes(self) -> int:
-        return len(self.token)
+        return len(self.path)
+
+    @property
+    def depth(self) -> int:
+        """Tokens between the root and the nodes."""
+        return self.path.shape[1]
+
+    @property
+    def token(self) -> Tensor:
+        """(M,) the token that leads to each node from its parent."""
+        return self.path[:, -1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +82,7 @@ class Trie:
         codes = codes.astype(np.int64)
         node = np.zeros(n_items, np.int64)  # each item's node at the current level, counted within the level
         path_nodes, path_children = np.empty((2, n_items, depth), np.int64)
-        node_parent, node_token = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        node_parent, node_path = np.zeros(1, np.int64), np.zeros((1, 0), np.int64)
         levels, ptr, tokens, children, first_node = [], [np.zeros(1, np.int64)], [], [], 0
         for level in range(depth):
             path_nodes[:, level] = node
@@ -82,15 +93,18 @@ class Trie:
                 targets[edge_of_item] = np.arange(n_items)
             else:
                 targets = np.arange(len(edges))
-            counts = np.bincount(edges[:, 0], minlength=len(node_token))
+            counts = np.bincount(edges[:, 0], minlength=len(node_path))
             path_children[:, level] = edge_of_item - (np.cumsum(counts) - counts)[node]
             child_tokens, child_nodes = _pad(edges, counts, targets)
-            levels.append(Level(*(_to(a, device) for a in (node_parent, node_token, child_tokens, child_nodes))))
+            parent, path, table, nodes = (_to(a, device) for a in (node_parent, node_path, child_tokens, child_nodes))
+            closed = torch.zeros(nodes.shape, device=device).masked_fill(nodes < 0, NEVER)
+            levels.append(Level(parent, path, table, nodes, closed))
             ptr.append(ptr[-1][-1] + np.cumsum(counts))
             tokens.append(edges[:, 1])
-            first_node += len(node_token)
+            first_node += len(node_path)
             children.append(-1 - targets if level == depth - 1 else targets + first_node)
-            node, node_parent, node_token = edge_of_item, edges[:, 0], edges[:, 1]
+            node_path = np.concatenate([node_path[edges[:, 0]], edges[:, 1:]], axis=1)
+            node, node_parent = edge_of_item, edges[:, 0]
         return cls(
             ptr=_to(np.concatenate(ptr), device),
             child_token=_to(np.concatenate(tokens), device),
@@ -135,18 +149,18 @@ class PathScorer(Protocol):
     def begin(self) -> Any:
         """The state of the root of each of the B users: M = 1."""
 
-    def extend(self, state: Any, level: int, parents: Tensor, tokens: Tensor) -> Any:
+    def extend(self, state: Any, level: Level, parents: Tensor, nodes: Tensor) -> Any:
         """Go on from `state` by one token.
 
         Args:
-            state: the state of paths of length `level` - 1.
-            level: the depth of the new nodes, 1 at the root's children.
+            state: the state of paths one token shorter.
+            level: the level of the new nodes.
             parents: (1 or B, M) which path of `state` each new path continues; 1 = the same for every user.
-            tokens: (1 or B, M) the token it is continued by.
+            nodes: (1 or B, M) the node of the level it arrives at.
         """
 
-    def logits(self, state: Any, level: int, tokens: Tensor) -> Tensor:
-        """Scores (B, M, C) of `tokens` (1 or B, M, C), children of the nodes of `state` at depth `level`."""
+    def logits(self, state: Any, level: Level, tokens: Tensor) -> Tensor:
+        """Scores (B, M, C) of `tokens` (1 or B, M, C), children of the nodes of `state` at this level."""
 
 
 def item_scores(trie: Trie, scorer: PathScorer) -> Tensor:
@@ -155,10 +169,10 @@ def item_scores(trie: Trie, scorer: PathScorer) -> Tensor:
     reached: Tensor | None = None  # (B, M) log-probability of reaching each node
     for depth, level in enumerate(trie.levels):
         if depth > 0:
-            state = scorer.extend(state, depth, level.parent[None], level.token[None])
-        logits = scorer.logits(state, depth, level.child_tokens[None]).float()
+            every = torch.arange(level.n_nodes, device=level.parent.device)
+            state = scorer.extend(state, level, level.parent[None], every[None])
+        steps = (scorer.logits(state, level, level.child_tokens[None]).float() + level.closed).log_softmax(-1)
         exists = level.child_nodes >= 0
-        steps = logits.masked_fill(~exists, NEVER).log_softmax(-1)
         if reached is not None:
             steps = steps + reached[:, :, None]
         edge_scores = steps[:, exists]  # (B, E), in the order of the CSR edges
@@ -183,43 +197,38 @@ def beam_items(
     """
     width = max(width or 0, 2 * k)
     state = scorer.begin()
-    nodes = parents = tokens = torch.zeros((1, 1), dtype=torch.long, device=trie.ptr.device)
-    reached: Tensor | None = None
+    nodes = parents = torch.zeros((1, 1), dtype=torch.long, device=trie.ptr.device)
+    reached: Tensor | None = None  # (B, M) log-probability of each path
     for depth, level in enumerate(trie.levels):
         if depth > 0:
-            state = scorer.extend(state, depth, parents, tokens)
-        child_tokens, child_nodes = level.child_tokens[nodes], level.child_nodes[nodes]  # (1 or B, M, C)
-        steps = scorer.logits(state, depth, child_tokens).float().masked_fill(child_nodes < 0, NEVER).log_softmax(-1)
-        steps = steps.masked_fill(child_nodes < 0, NEVER)
+            state = scorer.extend(state, level, parents, nodes)
+        steps = (scorer.logits(state, level, level.child_tokens[nodes]).float() + level.closed[nodes]).log_softmax(-1)
         if reached is not None:
             steps = steps + reached[:, :, None]
-        n_users = len(steps)
-        flat = steps.reshape(n_users, -1)
-        children = child_nodes.expand(n_users, -1, -1).reshape(n_users, -1)
-        if depth == trie.depth - 1:
-            return _best_leaves(flat, children, k, allowed)
-        reached, best = flat.topk(min(width, flat.shape[1]), dim=1)
-        parents = best // child_nodes.shape[-1]
-        tokens = child_tokens.expand(n_users, -1, -1).reshape(n_users, -1).gather(1, best)
-        nodes = children.gather(1, best).clamp(min=0)  # a path that is none has NEVER as its score
-    raise AssertionError("a trie has at least one level")
+        scores, at_leaves = steps.flatten(1), depth == trie.depth - 1
+        if at_leaves and allowed is not None:
+            items = level.child_nodes[nodes].expand(len(scores), -1, -1).flatten(1)
+            scores = scores.masked_fill(~allowed.gather(1, items.clamp(min=0)), NEVER)
+        reached, best = scores.topk(min(2 * k if at_leaves else width, scores.shape[1]), dim=1)
+        parents = best // steps.shape[-1]
+        nodes = level.child_nodes[nodes.expand(len(scores), -1).gather(1, parents), best % steps.shape[-1]]
+        nodes = nodes.clamp(min=0)  # a path that is none has NEVER as its score
+    assert reached is not None
+    return _ranked(reached, nodes, k)
 
 
-def _best_leaves(scores: Tensor, items: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    scores = scores.masked_fill(items < 0, NEVER)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed.gather(1, items.clamp(min=0)), NEVER)
-    best, place = scores.topk(min(2 * k, scores.shape[1]), dim=1)
-    found = items.gather(1, place).masked_fill(best <= NEVER / 2, -1)
-    order = found.argsort(dim=1, stable=True)  # ties go to the smaller item, as in exact mode
-    best, found = best.gather(1, order), found.gather(1, order)
-    order = best.argsort(dim=1, descending=True, stable=True)[:, :k]
-    best, found = best.gather(1, order), found.gather(1, order)
-    missing = k - found.shape[1]
+def _ranked(scores: Tensor, items: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` best of some leaves, ties to the smaller item, as in exact mode; -1 for those that are none."""
+    items = items.masked_fill(scores <= NEVER / 2, -1)
+    order = items.argsort(dim=1, stable=True)
+    scores, items = scores.gather(1, order), items.gather(1, order)
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    scores, items = scores.gather(1, order), items.gather(1, order)
+    missing = k - items.shape[1]
     if missing > 0:
-        found = torch.nn.functional.pad(found, (0, missing), value=-1)
-        best = torch.nn.functional.pad(best, (0, missing), value=NEVER)
-    return found, best
+        items = torch.nn.functional.pad(items, (0, missing), value=-1)
+        scores = torch.nn.functional.pad(scores, (0, missing), value=NEVER)
+    return items, scores
 
 
 def child_logits(hidden: Tensor, output: Tensor, tokens: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -29,13 +29,19 @@ class RandomScorer:
     def begin(self):
         return torch.arange(self.n_users)[:, None] * 101 + 7
 
-    def extend(self, state, level, parents, tokens):
+    def extend(self, state, level, parents, nodes):
+        return self.follow(state, parents, level.token[nodes])
+
+    def follow(self, state, parents, tokens):
         if len(parents) == 1:
             return state[:, parents[0]] * 31 + tokens + 1
         return state.gather(1, parents) * 31 + tokens + 1
 
     def logits(self, state, level, tokens):
-        mixed = (state[:, :, None] * 7919 + tokens * 104729 + level * 13) % 1009
+        return self.score(state, level.depth, tokens)
+
+    def score(self, state, depth, tokens):
+        mixed = (state[:, :, None] * 7919 + tokens * 104729 + depth * 13) % 1009
         return torch.sin(mixed.float()) * self.scale
 
 
@@ -46,11 +52,11 @@ def brute_force(codes: np.ndarray, n_users: int) -> np.ndarray:
         state = scorer.begin()
         for level in range(DEPTH):
             siblings = np.unique(codes[(codes[:, :level] == code[:level]).all(axis=1), level])
-            logits = scorer.logits(state, level, torch.tensor(siblings)[None, None])[:, 0]
+            logits = scorer.score(state, level, torch.tensor(siblings)[None, None])[:, 0]
             place = int(np.flatnonzero(siblings == code[level])[0])
             scores[:, item] += logits.log_softmax(-1)[:, place].numpy()
             token = torch.tensor([[int(code[level])]])
-            state = scorer.extend(state, level + 1, torch.zeros(1, 1, dtype=torch.long), token)
+            state = scorer.follow(state, torch.zeros(1, 1, dtype=torch.long), token)
     return scores
 
 
@@ -78,6 +84,7 @@ def test_sizes_and_paths():
             node = trie.path_nodes[item, depth]
             place = (level.child_tokens[node] == code[depth]) & (level.child_nodes[node] >= 0)
             assert place.sum() == 1
+            assert level.path[node].tolist() == code[:depth].tolist()
 
 
 def test_exact_mode_equals_brute_force():

@@ -1,0 +1,160 @@
+"""Scoring paths of the trie with the decoder of a T5, for many users at once.
+
+What no user changes is computed once for all of them: the decoder's first self-attention, and the query it asks the
+prompt with, depend on the path alone. Keys and values of the prompt are computed once per user, those of a path once
+per node, and found by index afterwards. The module does not know prompts, users, or how paths are chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recommenders.p5.text import PAD
+from recommenders.p5.trie import NEVER, Level, child_logits
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """A set of paths per user. Of the layers above the first, each depth holds the keys and values of its own nodes."""
+
+    hidden: Tensor  # (B, M, d) final states
+    above: tuple[Tensor, ...]  # per depth so far, (1 or B, M): which of that depth's nodes each path goes through
+    keys: tuple[tuple[Tensor, ...], ...]  # per layer above the first, per depth: (B, M of the depth, heads * d_kv)
+    values: tuple[tuple[Tensor, ...], ...]
+
+
+class T5Scorer:
+    """A `PathScorer`: the decoder of a T5 one token at a time, equal to its own forward pass (tested).
+
+    Args:
+        network: the T5 and its vocabulary.
+        states: (B, S, d) encoder outputs.
+        mask: (B, S) which of them are real.
+    """
+
+    def __init__(self, network: Any, states: Tensor, mask: Tensor) -> None:
+        self.network, self.blocks = network, network.t5.decoder.block
+        config = network.t5.config
+        self.heads, self.d_kv = config.num_heads, config.d_kv
+        self.n_users = len(states)
+        self.blocked = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask, NEVER)[:, None, None]
+        cross = [block.layer[1].EncDecAttention for block in self.blocks]
+        shape = (*states.shape[:2], self.heads, self.d_kv)
+        self.cross_keys = [attention.k(states).view(shape).permute(0, 2, 3, 1).contiguous() for attention in cross]
+        self.cross_values = [attention.v(states).view(shape).transpose(1, 2).contiguous() for attention in cross]
+        self.position_bias = _position_bias(self.blocks[0].layer[0].SelfAttention, len(network.offsets))
+        offsets = network.offsets
+        inner = torch.arange(offsets[0], offsets[-1], device=states.device)  # tokens that paths go through
+        self.words = network.embedding(F.pad(inner, (1, 0), value=PAD))
+        first = self.blocks[0].layer[0]
+        normed = _normed(first.layer_norm, self.words)
+        self.word_queries, self.word_keys, self.word_values = (
+            project(normed) for project in (first.SelfAttention.q, first.SelfAttention.k, first.SelfAttention.v)
+        )
+
+    def begin(self) -> Paths:
+        root = torch.zeros(1, 0, dtype=torch.long, device=self.words.device)
+        return self._step(*self._first(root, torch.zeros(1, 1, dtype=torch.long, device=root.device)), None, ())
+
+    def extend(self, state: Paths, level: Level, parents: Tensor, nodes: Tensor) -> Paths:
+        above = (*(_at(index, parents) for index in state.above), parents)
+        return self._step(*self._first(level.path, nodes), state, above)
+
+    def logits(self, state: Paths, level: Level, tokens: Tensor) -> Tensor:
+        network, depth = self.network, level.depth
+        output = network.output(network.offsets[depth], network.level_sizes[depth])
+        return child_logits(network.scaled(state.hidden), output, tokens)
+
+    def _first(self, paths: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """The first layer up to its question to the prompt, which depends on the path alone.
+
+        Args:
+            paths: (n, depth) tokens of all nodes of a level.
+            nodes: (1 or B, M) which of them are asked for.
+
+        Returns:
+            States (1 or B, M, d) and queries (1 or B, M, heads * d_kv).
+        """
+        if len(paths) > nodes.numel():
+            paths, nodes = paths[nodes.flatten()], torch.arange(nodes.numel(), device=nodes.device).view(nodes.shape)
+        offsets = self.network.offsets
+        shift = torch.tensor([offset - offsets[0] + 1 for offset in offsets], device=paths.device)
+        words = F.pad(paths + shift[: paths.shape[1]], (1, 0))  # rows of `self.words`; the start token comes first
+        last, along = words[:, -1], words.T[:, None]
+        block = self.blocks[0]
+        mixed = self._mix(self.word_queries[last][None], list(self.word_keys[along]), list(self.word_values[along]))
+        x = self.words[last] + block.layer[0].SelfAttention.o(mixed[0])
+        return x[nodes], block.layer[1].EncDecAttention.q(_normed(block.layer[1].layer_norm, x))[nodes]
+
+    def _step(self, x: Tensor, queries: Tensor, state: Paths | None, above: tuple[Tensor, ...]) -> Paths:
+        """The decoder on the last token of each path, from the first layer's question to the prompt on."""
+        keys, values = [], []
+        for number, block in enumerate(self.blocks):
+            if number > 0:
+                attention, h = block.layer[0].SelfAttention, _normed(block.layer[0].layer_norm, x)
+                earlier = ((), ()) if state is None else (state.keys[number - 1], state.values[number - 1])
+                keys.append((*earlier[0], attention.k(h)))
+                values.append((*earlier[1], attention.v(h)))
+                x = x + attention.o(self._mix(attention.q(h), _along(keys[-1], above), _along(values[-1], above)))
+                queries = block.layer[1].EncDecAttention.q(_normed(block.layer[1].layer_norm, x))
+            x = x + self._cross(number, queries)
+            x = block.layer[2](x)
+        hidden = _normed(self.network.t5.decoder.final_layer_norm, x)
+        return Paths(hidden, above, tuple(keys), tuple(values))
+
+    def _mix(self, q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        """Attention of each node (.., M, heads * d_kv) to its ancestors and itself, one tensor per depth."""
+        q = self._split(q)
+        logits = torch.stack([(q * self._split(key)).sum(-1) for key in keys], dim=-1)
+        weights = (logits + self.position_bias[:, -len(keys) :]).softmax(-1)
+        mixed = weights[..., :1] * self._split(values[0])
+        for place, value in enumerate(values[1:], 1):
+            mixed = torch.addcmul(mixed, weights[..., place, None], self._split(value))
+        return mixed.flatten(-2)
+
+    def _cross(self, number: int, q: Tensor) -> Tensor:
+        """What each path reads in the prompt, (B, M, d)."""
+        weights = self._split(q).transpose(1, 2) @ self.cross_keys[number]  # (B, heads, M, S)
+        mixed = weights.add_(self.blocked).softmax(-1) @ self.cross_values[number]
+        return cast(Tensor, self.blocks[number].layer[1].EncDecAttention.o(mixed.transpose(1, 2).flatten(2)))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], self.heads, self.d_kv)
+
+
+def _position_bias(attention: Any, length: int) -> Tensor:
+    """Relative position bias (heads, length) of the last token of a path towards all of it."""
+    places = torch.arange(length, device=attention.relative_attention_bias.weight.device)
+    bucket = attention._relative_position_bucket(
+        places[None] - (length - 1),
+        bidirectional=False,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    return cast(Tensor, attention.relative_attention_bias(bucket)[0].T)
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    """What a T5LayerNorm makes of x, in one call."""
+    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+def _at(index: Tensor, parents: Tensor) -> Tensor:
+    """An index (1 or B, M) of the parents of some paths, for the paths themselves."""
+    return index[0][parents] if len(index) == 1 else index.gather(1, parents)
+
+
+def _along(nodes: tuple[Tensor, ...], above: tuple[Tensor, ...]) -> list[Tensor]:
+    """Of each depth (B, M of the depth, n) the nodes that each path goes through, (B, 1 or M, n); the newest all."""
+    found = []
+    for node, index in zip(nodes, above, strict=False):
+        if node.shape[1] == 1 or len(index) == 1:
+            found.append(node if node.shape[1] == 1 else node[:, index[0]])
+        else:
+            found.append(node.gather(1, index[..., None].expand(-1, -1, node.shape[-1])))
+    return [*found, nodes[-1]]
