@@ -46,6 +46,7 @@ class Purpose(IntEnum):
     DRIFT = 17
     AUDIT = 18
     REVIEW = 19
+    FAIR_PROMPT = 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`python -m recommenders.p5 train|evaluate|recommend`: P5 from the command line, without an experiment.
+"""`python -m recommenders.p5 train|evaluate|recommend|diagnose`: P5 from the command line, without an experiment.
 
 It knows data sets by folder and recommenders by class; whatever a class takes can be set with `--set name=value`.
 """
@@ -9,12 +9,21 @@ import argparse
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simenv.errors import ConfigError, RunDirectoryError, SimenvError
 
-DESCRIPTION = "Train, evaluate and ask P5 and p5-fast."
+DESCRIPTION = "Train, evaluate, ask and diagnose P5 and p5-fast."
+BASELINES = {
+    "popularity": "recommenders.popularity.Popularity",
+    "itemknn": "recommenders.neighbours.ItemKNN",
+    "seqknn": "recommenders.neighbours.SeqKNN",
+    "ease": "recommenders.linear.EASE",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recommenders.p5", description=DESCRIPTION)
-    commands = parser.add_subparsers(required=True, metavar="train|evaluate|recommend")
+    commands = parser.add_subparsers(required=True, metavar="train|evaluate|recommend|diagnose")
 
     train = commands.add_parser("train", help="fit on all but each user's last interaction, and save")
     train.add_argument("--model", choices=("p5", "p5-fast"), default="p5-fast")
@@ -57,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--users", nargs="+", required=True, help="the publisher's user ids")
     recommend.add_argument("-k", type=int, default=10)
     recommend.set_defaults(run=_recommend)
+
+    diagnose = commands.add_parser("diagnose", help="popularity of the lists by rank and by history, as two figures")
+    diagnose.add_argument("folders", nargs="+", type=Path, help="models saved by `train`, of one data set")
+    diagnose.add_argument("--baselines", nargs="*", choices=BASELINES, default=["popularity", "seqknn", "ease"])
+    diagnose.add_argument("--out", type=Path, required=True, help="folder for figures and table")
+    diagnose.add_argument("-k", type=int, default=10)
+    diagnose.set_defaults(run=_diagnose)
     return parser
 
 
@@ -166,8 +182,6 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _evaluate_words(recommender: Any, dataset: Any, split: Any, *, unseen: bool) -> None:
     """Stars, explanations and summaries of the test interactions, for the families that were trained."""
-    import numpy as np
-
     from recommenders.evaluation import rating_errors, text_overlap
     from recommenders.faithfulness import baselines, faithfulness, read
     from simenv.datasets.reviews import reviewer_of
@@ -200,13 +214,12 @@ def _evaluate_words(recommender: Any, dataset: Any, split: Any, *, unseen: bool)
         print("faithfulness of explanations")
         rows = {"p5": said, **baselines(said, reviews.items, seen, np.random.default_rng(0))}
         for name, mentions in rows.items():
+            assert reviews.aspects is not None
             scores = faithfulness(mentions, reviews.aspects)
             print(f"  {name:14}" + ", ".join(f"{metric} {value:.3f}" for metric, value in scores.items()))
 
 
 def _recommend(options: argparse.Namespace) -> None:
-    import numpy as np
-
     from recommenders.evaluation import seen_mask
     from simenv.slates import pack
 
@@ -223,6 +236,59 @@ def _recommend(options: argparse.Namespace) -> None:
         print(f"user {user}")
         for place, item in enumerate(items[items >= 0], 1):
             print(f"  {place:2}. {dataset.catalog.titles[item]}")
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    import polars as pl
+
+    from recommenders.evaluation import leave_one_out, rank_metrics, ranks, seen_mask
+    from recommenders.p5.diagnostics import list_events, midrank_percentile, popularity_row
+    from simenv.figures import plot_lift_against_history, plot_popularity_by_rank
+    from simenv.randomness import Key
+    from simenv.slates import pack
+
+    loaded = [_load(folder) for folder in options.folders]
+    sources = {(card["dataset"], card["data"], card["full"]) for card, _, _ in loaded}
+    if len(sources) > 1 or any(full for _, _, full in sources):
+        raise ConfigError("diagnose: the models differ in data set or were trained with --full; expected one split")
+    split = leave_one_out(loaded[0][1].interactions)
+    fitted = {_arm(card["model"], place, loaded): model for place, (card, _, model) in enumerate(loaded)}
+    for name in options.baselines:
+        module, _, kind = BASELINES[name].rpartition(".")
+        fitted[name] = getattr(import_module(module), kind)()
+        fitted[name].fit(split.train, key=Key(loaded[0][0]["seed"]))
+    percentile = midrank_percentile(split.train.item_counts())
+    exclude = pack(seen_mask(split.train, split.users))
+    lengths = split.train.user_counts()
+    sums = np.bincount(split.train.users, percentile[split.train.items], minlength=len(lengths))
+    own = (sums / np.maximum(lengths, 1)).astype(np.float32)
+    frames, rows = [], {}
+    for arm, recommender in fitted.items():
+        slates = recommender.recommend(split.users, options.k, exclude=exclude).item_ids
+        frames.append(list_events(slates, split.users, percentile, arm))
+        hits = float(rank_metrics(ranks(recommender, split))["hr@10"].mean())
+        row = popularity_row(slates, percentile, lengths[split.users], own[split.users])
+        rows[arm] = {**row, "hr@10": hits}
+    events = pl.concat(frames)
+    table = pl.DataFrame([{"recommender": arm, **row} for arm, row in rows.items()])
+    users = pl.DataFrame({"user": split.users, "interactions": lengths[split.users], "own": own[split.users]})
+    by_history = plot_lift_against_history(events, users, "interactions", "own")
+    by_history.axes[0].set_xlabel("interactions of the user (median of each tenth of the users)")
+    options.out.mkdir(parents=True, exist_ok=True)
+    table.write_csv(options.out / "popularity.csv")
+    plot_popularity_by_rank(events).savefig(options.out / "popularity_by_rank.png", dpi=110)
+    by_history.savefig(options.out / "popularity_by_history.png", dpi=110)
+    print(f"popularity percentile of top-{options.k} lists, seen items left out, {len(split.users):,} users")
+    print(f"their own histories {own[split.users].mean():.3f}, their next items {percentile[split.targets].mean():.3f}")
+    for arm, row in rows.items():
+        print(f"  {arm:12}" + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
+    print(f"figures and table in {options.out}")
+
+
+def _arm(model: str, place: int, loaded: list[Any]) -> str:
+    """The model's name, with a number where several models share it."""
+    same = [number for number, (card, _, _) in enumerate(loaded) if card["model"] == model]
+    return model if len(same) == 1 else f"{model} {same.index(place) + 1}"
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ not know which recommender made the lists.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simenv.datasets.base import FloatArray, IntArray, LongArray
 from simenv.errors import DataError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def midrank_percentile(counts: NDArray[Any]) -> FloatArray:
@@ -55,31 +58,83 @@ def popularity_by_history(
     )
 
 
+def list_events(slates: IntArray, users: LongArray, percentile: FloatArray, arm: str) -> pl.DataFrame:
+    """Lists as one frame of impressions in the columns that `simenv.figures` reads.
+
+    Args:
+        slates: (B, K), -1 = empty.
+        users: (B,).
+        percentile: (n_items,) popularity percentile of each item.
+        arm: the recommender's name.
+    """
+    import polars as pl
+
+    rows, ranks = np.nonzero(slates >= 0)
+    items = slates[rows, ranks]
+    columns = {"user": users[rows], "item": items, "rank": ranks, "popularity0_pct": percentile[items]}
+    constants = {"seed": 0, "arm": arm, "mode": "none", "round": 0}
+    return pl.DataFrame(columns).with_columns(**{name: pl.lit(value) for name, value in constants.items()})
+
+
+def popularity_row(slates: IntArray, percentile: FloatArray, lengths: LongArray, own: FloatArray) -> dict[str, float]:
+    """The two figures in five numbers: percentile at the first and last rank, overall, and the lift over users' own.
+
+    Args:
+        slates: (B, K), -1 = empty.
+        percentile: (n_items,).
+        lengths: (B,) interactions of each user.
+        own: (B,) mean percentile of what each user consumed.
+
+    Returns:
+        `first`, `last` rank, `all` ranks, and the lift over `own` of the tenth of users with the `short`est and the
+        `long`est histories.
+    """
+    by_rank = popularity_by_rank(slates, percentile)
+    shown = slates >= 0
+    means = np.where(shown, percentile[slates.clip(min=0)], 0).sum(axis=1) / np.maximum(shown.sum(axis=1), 1)
+    groups = np.array_split(np.argsort(lengths, kind="stable"), min(10, len(lengths)))
+    lift = means - own
+    return {
+        "first": float(by_rank[0]),
+        "last": float(by_rank[-1]),
+        "all": float(means.mean()),
+        "short": float(lift[groups[0]].mean()),
+        "long": float(lift[groups[-1]].mean()),
+    }
+
+
 def attacker_auc(
     states: NDArray[Any], attribute: NDArray[Any], rng: np.random.Generator, *, folds: int = 5, reg: float = 1.0
 ) -> float:
-    """How well a logistic attacker tells a binary user attribute from user states: held-out AUC, .5 = not at all.
+    """How well a logistic attacker tells a user attribute from user states: held-out AUC, .5 = not at all.
+
+    With more than two values it is the mean of one value against the rest, weighted by users.
 
     Args:
         states: (n_users, d) what the recommender knows of each user.
-        attribute: (n_users,) two values.
+        attribute: (n_users,) two values or more.
         rng: shuffles users into folds.
         folds: every user is attacked once, by an attacker who did not see them.
         reg: L2 penalty on standardised features.
     """
-    values = np.unique(attribute)
-    if len(values) != 2:
-        raise DataError(f"attacker: the attribute has {len(values)} values; expected two")
-    truth = attribute == values[1]
+    values, counts = np.unique(attribute, return_counts=True)
+    if len(values) < 2:
+        raise DataError("attacker: the attribute has 1 value; expected two or more")
     x = np.asarray(states, np.float64)
     x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
-    scores = np.empty(len(x))
+    wanted = values[1:] if len(values) == 2 else values
+    weights = np.ones(1) if len(values) == 2 else counts
+    parts = np.array_split(rng.permutation(len(x)), folds)
+    aucs = [_held_out_auc(x, attribute == value, parts, reg) for value in wanted]
+    return float(np.average(aucs, weights=weights))
+
+
+def _held_out_auc(x: NDArray[np.float64], truth: NDArray[np.bool_], parts: list[LongArray], reg: float) -> float:
     aucs = []
-    for held in np.array_split(rng.permutation(len(x)), folds):
+    for held in parts:
         kept = np.setdiff1d(np.arange(len(x)), held)
         weights = _logistic(x[kept], truth[kept], reg)
-        scores[held] = x[held] @ weights[1:] + weights[0]
-        aucs.append(_auc(scores[held], truth[held]))
+        aucs.append(_auc(x[held] @ weights[1:] + weights[0], truth[held]))
     return float(np.mean(aucs))
 
 

@@ -8,11 +8,14 @@ section 3.3). The module does not know what lies between embeddings and states.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recommenders.p5.fair_prompt import FairPrefix
 from recommenders.p5.text import PAD, Vocabulary
 from recommenders.p5.trie import PathScorer, Trie, step_losses
 
@@ -27,6 +30,7 @@ class PromptNetwork(nn.Module):
 
     codes: Tensor  # (n_items, depth)
     size: int  # width of the embeddings
+    prefix: FairPrefix | None  # in front of every prompt, while `prefixed`
 
     whole_words: nn.Embedding
 
@@ -35,6 +39,7 @@ class PromptNetwork(nn.Module):
         self.item_input, self.n_words = item_input, vocabulary.size
         self.offsets, self.level_sizes = vocabulary.code_offsets, vocabulary.level_sizes
         self.register_buffer("codes", codes.long())
+        self.prefix, self.prefixed = None, False
 
     # -- for subclasses -----------------------------------------------------------------------------------------
 
@@ -58,6 +63,15 @@ class PromptNetwork(nn.Module):
     def scorer(self, sources: Tensor) -> PathScorer:
         """A `PathScorer` for users with these rendered prompts (B, S)."""
 
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Inside this block prompts are read without the prefix."""
+        before, self.prefixed = self.prefixed, False
+        try:
+            yield
+        finally:
+            self.prefixed = before
+
     # -- reading ------------------------------------------------------------------------------------------------
 
     def item_tokens(self, items: Tensor) -> Tensor:
@@ -65,7 +79,11 @@ class PromptNetwork(nn.Module):
         return self.codes[items] + torch.tensor(self.offsets, device=items.device)
 
     def embed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rendered rows (B, S), -1 after the end, to embeddings (B, S', d) and a mask (B, S')."""
+        """Rendered rows (B, S), -1 after the end, to embeddings (B, S', d) and a mask (B, S'), behind the prefix."""
+        embedded, mask = self._embed(rows)
+        return self.prefix(embedded, mask) if self.prefixed and self.prefix is not None else (embedded, mask)
+
+    def _embed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         if self.item_input == "tokens":
             tokens, words, mask = self.expand(rows)
             return self.embedding(tokens) + self.whole_words(words.clamp(max=MAX_WORDS - 1)), mask
@@ -95,7 +113,10 @@ class PromptNetwork(nn.Module):
 
         An item is a path of the trie: each of its tokens is normalised over the children that exist.
         """
-        states, mask = self.encode(sources)
+        return self.answer_loss(*self.encode(sources), targets, trie)
+
+    def answer_loss(self, states: Tensor, mask: Tensor, targets: Tensor, trie: Trie) -> tuple[Tensor, int]:
+        """`loss` after `encode`."""
         is_item = targets[:, 0] >= self.n_words
         total = states.new_zeros((), dtype=torch.float32)
         if bool(is_item.any()):
@@ -121,9 +142,12 @@ class PromptNetwork(nn.Module):
         logits = self.decode(states, mask, inputs) @ self.output(0, self.n_words).T
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
 
+    def first_state(self, states: Tensor, mask: Tensor) -> Tensor:
+        """What the first token of the answer is chosen from, (B, d)."""
+        start = torch.full((len(mask), 1), PAD, device=mask.device)
+        return self.decode(states, mask, start)[:, 0]
+
     def token_scores(self, sources: Tensor, tokens: Tensor) -> Tensor:
         """Log-probabilities (B, n) of these first words of the target among themselves."""
-        states, mask = self.encode(sources)
-        start = torch.full((len(sources), 1), PAD, device=sources.device)
-        hidden = self.decode(states, mask, start)[:, 0]
+        hidden = self.first_state(*self.encode(sources))
         return (hidden @ self.output(0, self.n_words)[tokens].T).float().log_softmax(-1)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recommenders.p5.fair_prompt import FairOptions, FairPrefix, train_prefix
 from recommenders.p5.histories import Histories
 from recommenders.p5.llama import LlamaNetwork
 from recommenders.p5.prompt_network import PromptNetwork
@@ -24,12 +25,12 @@ from recommenders.p5.prompts import Prompt, load_prompts
 from recommenders.p5.recommender import GenerativeRecommender
 from recommenders.p5.t5 import P5Network, T5Options
 from recommenders.p5.text import END, PAD, CheckpointWords, OwnWords, Rows, TextData, Vocabulary, Words, own_words
-from recommenders.p5.training import TrainingOptions
+from recommenders.p5.training import TrainingOptions, seeded
 from recommenders.p5.trie import PathScorer
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.datasets.reviews import Reviewer, Reviews, reviewer_of
 from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
-from simenv.randomness import Key
+from simenv.randomness import Key, Purpose, generator
 
 
 class P5(GenerativeRecommender):
@@ -42,6 +43,9 @@ class P5(GenerativeRecommender):
         other_share: rows of the other families per row of the sequential one.
         backbone: `t5` (encoder-decoder) or `llama` (decoder-only, as in OpenP5).
         embedding_size, layers, heads, dropout, checkpoint_path, item_input, lora: see `recommenders.p5.t5.T5Options`.
+        fair: hide a user attribute behind a counterfactually fair prompt (UP5, Hua et al. 2024), trained after the rest
+            with everything else frozen: `{attribute: gender}`, further options in `fair_prompt.FairOptions`. It stands
+            in front of the prompts that recommend; stars and words are asked for without it.
         epochs, learning_rate, weight_decay, max_minutes, evaluate_every, patience, compile: see `TrainingOptions`.
         index, index_options, spare, history, batch_size, early_stop, update_epochs, replay, decoding, beam_width,
             device, checkpoint, show_progress: see `GenerativeRecommender`.
@@ -71,6 +75,7 @@ class P5(GenerativeRecommender):
         checkpoint_path: str | None = None,
         item_input: str = "pooled",
         lora: Mapping[str, Any] | None = None,
+        fair: Mapping[str, Any] | None = None,
         history: int = 20,
         epochs: int = 5,
         batch_size: int = 64,
@@ -131,6 +136,9 @@ class P5(GenerativeRecommender):
             item_input=item_input,
             lora=lora,
         )
+        self.fair = _fair_options(fair)
+        self.fair_losses: list[tuple[float, float]] = []
+        self._attribute: NDArray[np.int64] | None = None
         self.reviews: Reviews | None = None
         self.skipped: dict[str, str] = {}
         self._reviewer: Reviewer | None = None
@@ -141,6 +149,8 @@ class P5(GenerativeRecommender):
         super().bind_dataset(dataset)
         if {"explanation", "review"} & set(self.book.families):
             self._reviewer = reviewer_of(dataset)
+        if self.fair is not None:
+            self._attribute = _attribute(dataset, self.fair.attribute)
 
     def bind_reviews(self, reviews: Reviews) -> None:
         """Give the explanation and review families something to learn from, in place of what the data set has.
@@ -154,12 +164,15 @@ class P5(GenerativeRecommender):
         if self._reviewer is not None:
             self.reviews = self._reviewer.write(log)
         super()._fit(log, key)
+        self._train_prefix(key)
 
     def _update(self, new: Interactions, key: Key) -> None:
         if self._reviewer is not None:
             written = self._reviewer.write(new)
             self.reviews = written if self.reviews is None else self.reviews.concat(written)
+        self.network.prefixed = False
         super()._update(new, key)
+        self._train_prefix(key)
 
     # -- network ------------------------------------------------------------------------------------------------
 
@@ -170,8 +183,11 @@ class P5(GenerativeRecommender):
         else:
             words = self._words or own_words(self.book, self.catalog, self.reviews)
         self.vocabulary = Vocabulary(words, self.index.sizes)
-        network = {"t5": P5Network, "llama": LlamaNetwork}[self.backbone]
-        return network(torch.as_tensor(self.index.codes), self.vocabulary, self.options)
+        kind = P5Network if self.backbone == "t5" else LlamaNetwork
+        network = kind(torch.as_tensor(self.index.codes), self.vocabulary, self.options)
+        if self.fair is not None:
+            network.prefix = FairPrefix(network.size, self.fair.length)
+        return network
 
     def _reindexed(self) -> None:
         self.network.codes.copy_(torch.as_tensor(self.index.codes))
@@ -217,6 +233,46 @@ class P5(GenerativeRecommender):
                 family = others[rng.integers(len(others))]
                 rows = rng.integers(0, len(user), self.batch_size)
                 yield self._render(data, self._seen(data, family), rows, user, rng, reviewed)
+
+    def hide(self, dataset: Dataset, fair: Mapping[str, Any], *, key: Key | None = None) -> None:
+        """Train a fair prompt in front of a network that is fitted already, as the option `fair` does after `fit`."""
+        self._require_fit()
+        options = _fair_options(fair)
+        assert options is not None
+        self.fair, self._attribute = options, _attribute(dataset, options.attribute)
+        self._train_prefix(key or Key(0))
+
+    def _train_prefix(self, key: Key) -> None:
+        """The fair prompt, where one is wanted, on prompts of users whose attribute is known."""
+        if self.fair is None:
+            return
+        if self._attribute is None:
+            raise ConfigError(f"fair: no user attributes are known; expected bind_dataset with {self.fair.attribute}")
+        rng = generator(key, Purpose.FAIR_PROMPT)
+        self.network.prefixed = True
+        labels = torch.as_tensor(self._attribute[self._attribute >= 0], device=self.device)
+        with seeded(int(rng.integers(2**31)), self.device):
+            self.network.prefix = FairPrefix(self.network.size, self.fair.length).to(self.device)
+            self.fair_losses = train_prefix(self.network, self._told_batches(rng), labels, self.trie, self.fair)
+
+    def _told_batches(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Without end: prompts of random users who told their attribute, what came next, and the attribute."""
+        assert self.fair is not None
+        assert self._attribute is not None
+        histories, data = self.histories, self._data(self.histories)
+        user = np.repeat(np.arange(histories.n_users), histories.lengths)
+        told = np.flatnonzero((self._attribute >= 0) & (histories.lengths > 1))
+        if not len(told):
+            raise ConfigError(f"fair: nobody with a history told {self.fair.attribute}; expected some users")
+        prompts = self._seen(data, "sequential")
+        while True:
+            who = told[rng.integers(0, len(told), self.fair.batch_size)]
+            last = rng.random(len(who)) < 0.5  # the others stop anywhere in their history
+            place = np.where(last, histories.lengths[who] - 1, rng.integers(1, histories.lengths[who]))
+            prompt = prompts[rng.integers(len(prompts))]  # one for all, which keeps the rows in order
+            batch = self._render(data, [prompt], histories.ptr[who] + place, user, rng, None)
+            sources, targets = (torch.as_tensor(part, device=self.device) for part in batch)
+            yield sources, targets, torch.as_tensor(self._attribute[who], device=self.device)
 
     def _seen(self, data: TextData, family: str) -> list[Prompt]:
         return data.usable(self.book.seen(family))
@@ -295,11 +351,13 @@ class P5(GenerativeRecommender):
 
     @torch.no_grad()
     def user_states(self, users: NDArray[Any]) -> NDArray[np.float32]:
-        """What the network makes of each user's prompt, (B, d): the mean of what the decoder reads."""
+        """What the network makes of each user's prompt, (B, d): the state the first token of an item is chosen from."""
         self._require_fit()
-        states, mask = self.network.encode(self._asked(self.histories, users))
-        mean = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
-        return mean.float().cpu().numpy()
+        parts = []
+        for start in range(0, len(users), 4 * self.score_batch):
+            asked = self._asked(self.histories, users[start : start + 4 * self.score_batch])
+            parts.append(self.network.first_state(*self.network.encode(asked)).float().cpu().numpy())
+        return np.concatenate(parts)
 
     @torch.no_grad()
     def predict_ratings(self, users: NDArray[Any], items: NDArray[Any], *, unseen: bool = False) -> NDArray[np.float32]:
@@ -329,9 +387,9 @@ class P5(GenerativeRecommender):
             who, what = np.asarray(users[some], np.int64), np.asarray(items[some], np.int64)
             n = len(who)
             sources = data.source(prompt, self._question(who, what, np.full(n, -1)), np.random.default_rng(0))
-            scores = self.network.token_scores(
-                torch.as_tensor(sources, device=self.device), torch.as_tensor(values, device=self.device)
-            )
+            asked, stars_asked = (torch.as_tensor(part, device=self.device) for part in (sources, values))
+            with self.network.bare():
+                scores = self.network.token_scores(asked, stars_asked)
             out[some] = (scores.exp() @ stars).cpu().numpy()
         return out
 
@@ -374,6 +432,7 @@ class P5(GenerativeRecommender):
         if self._reviewer is not None:
             self.reviews = self._reviewer.write(self._log)
         super()._restore(state)
+        self.network.prefixed = self.fair is not None
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -398,7 +457,8 @@ class P5(GenerativeRecommender):
         if len(sources) > size:
             parts = [_take(rows, slice(start, start + size)) for start in range(0, len(sources), size)]
             return [text for part in parts for text in self._write(prompt, part, max_tokens)]
-        states, mask = self.network.encode(torch.as_tensor(sources, device=self.device))
+        with self.network.bare():
+            states, mask = self.network.encode(torch.as_tensor(sources, device=self.device))
         written = torch.full((len(sources), 1), PAD, device=self.device)
         words = self.network.output(0, self.vocabulary.words.n_tokens)
         for _ in range(max_tokens):
@@ -413,6 +473,27 @@ class P5(GenerativeRecommender):
         for row in written[:, 1:].tolist():
             texts.append(self.vocabulary.words.decode(row[: row.index(END)] if END in row else row))
         return texts
+
+
+def _fair_options(fair: Mapping[str, Any] | None) -> FairOptions | None:
+    try:
+        return None if fair is None else FairOptions(**fair)
+    except TypeError as error:
+        raise ConfigError(f"fair={dict(fair or {})}: {error}") from error
+
+
+def _attribute(dataset: Dataset, name: str) -> NDArray[np.int64]:
+    """The attribute as a number per user, (n_users,); -1 where it is empty."""
+    if name not in dataset.user_attributes:
+        known = ", ".join(sorted(dataset.user_attributes)) or "none"
+        raise ConfigError(f"fair: {dataset.name} has no user attribute '{name}'; expected one of: {known}")
+    values = np.asarray(dataset.user_attributes[name]).astype(str)
+    told = values != ""
+    numbers = np.full(len(values), -1, np.int64)
+    distinct, numbers[told] = np.unique(values[told], return_inverse=True)
+    if len(distinct) < 2:
+        raise ConfigError(f"fair: all users of {dataset.name} have the same {name}; expected two values or more")
+    return numbers
 
 
 def _take(rows: Rows, mask: NDArray[np.bool_] | slice) -> Rows:

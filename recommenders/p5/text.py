@@ -141,7 +141,7 @@ class TextData:
     def reviewed(self) -> tuple[LongArray, LongArray]:
         """Rows of the reviews that belong to an interaction of these histories, and where in `histories.items` it is.
 
-        A review of anything else (what is held out, above all) is not to be learned from, nor is one without stars where
+        A review of anything else (what is held out, above all) is not to be learned from, nor one without stars where
         others have some; where a pair comes twice, the first one counts.
         """
         if self.reviews is None:
