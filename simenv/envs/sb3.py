@@ -1,7 +1,7 @@
 """SlateVectorEnv for Stable-Baselines3: its own vector interface over one native batch. Needs the extra ``rl``.
 
 SB3 knows nothing of Gymnasium's vector environments; stepping one native batch is some fifty times faster than SB3's
-wrappers around single ones.
+wrappers around single ones. The module knows no algorithm, only what their common interface asks for.
 """
 
 from __future__ import annotations
@@ -32,6 +32,15 @@ class SB3VecEnv(VecEnv):
         observe: from a batch of observations, a dict of (B, ...) arrays, to what the policy sees, e.g.
             `simenv.envs.wrappers.flat_features`; None = the Dict itself.
         observation_space: of what `observe` returns for one session.
+        single_item: actions are ``Discrete(n_items)``, as DQN needs them; for one slot a page.
+        cap_ends: what reaching the page cap means to a learner. False: the session was cut short, and SB3 adds the
+            value it estimates for the rest. True: that was all of it, which is so where the cap is part of the task and
+            the observation tells the page (Pardo, Tavakoli, Levdik and Kormushev 2018, "Time limits in reinforcement
+            learning"); with a discount of 1 anything else has no finite value.
+
+    Raises:
+        OptionError: another autoreset mode; one of `observe` and `observation_space` alone; `single_item` with more
+            slots than one.
     """
 
     def __init__(
@@ -40,18 +49,24 @@ class SB3VecEnv(VecEnv):
         *,
         observe: Callable[[dict[str, NDArray[Any]]], Any] | None = None,
         observation_space: spaces.Space[Any] | None = None,
+        single_item: bool = False,
+        cap_ends: bool = False,
     ) -> None:
         if env.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise OptionError(f"autoreset_mode={env.autoreset_mode.value}: Stable-Baselines3 expects SameStep")
         if (observe is None) != (observation_space is None):
             raise OptionError("observe and observation_space: expected both or neither")
+        if single_item and env.single_action_space.shape != (1,):
+            raise OptionError(f"single_item: slots {env.single_action_space.shape}; expected slate_size=1")
         self.env = env
+        self._cap_ends = cap_ends
         self._observe = (lambda observation: observation) if observe is None else observe
         self.render_mode = env.render_mode
         self._returns, self._lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
         self._seed: int | None = None
         space = env.single_observation_space if observation_space is None else observation_space
-        super().__init__(env.num_envs, space, env.single_action_space)
+        items = spaces.Discrete(env.dataset.n_items) if single_item else env.single_action_space
+        super().__init__(env.num_envs, space, items)
 
     def reset(self) -> Any:
         observation, _ = self.env.reset(seed=self._seed)
@@ -60,7 +75,7 @@ class SB3VecEnv(VecEnv):
         return self._observe(observation)
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        self._actions = actions
+        self._actions = actions[:, None] if isinstance(self.action_space, spaces.Discrete) else actions
 
     def step_wait(self) -> Any:
         observation, rewards, terminated, truncated, info = self.env.step(self._actions)
@@ -76,7 +91,7 @@ class SB3VecEnv(VecEnv):
                 final = {name: v[at] for name, v in seen.items()} if isinstance(seen, dict) else seen[at]
                 infos[row] = {
                     "terminal_observation": final,
-                    "TimeLimit.truncated": bool(truncated[row]),
+                    "TimeLimit.truncated": bool(truncated[row]) and not self._cap_ends,
                     "episode": {"r": float(self._returns[row]), "l": int(self._lengths[row]), "t": 0.0},
                 }
             self._returns[rows], self._lengths[rows] = 0.0, 0

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_checker import check_env
 
 import simenv  # noqa: F401 - registers the environments
@@ -76,7 +76,38 @@ def test_it_trains(small_world: Dataset, algorithm: type[PPO] | type[A2C]) -> No
     whole.learn(64)
 
 
-def test_other_autoreset_modes_are_refused(small_world: Dataset) -> None:
+def test_dqn_trains_on_a_native_batch_with_one_slot_a_page() -> None:
+    envs = gym.make_vec(
+        "simenv/Drift-v0", num_envs=8, vectorization_mode="vector_entry_point", autoreset_mode="SameStep"
+    )
+    assert isinstance(envs, SlateVectorEnv)
+    vector = SB3VecEnv(envs, single_item=True)
+    assert vector.action_space == gym.spaces.Discrete(2)
+    before = DQN("MultiInputPolicy", vector, learning_starts=64, device="cpu", seed=0)
+    start = before.policy.parameters_to_vector().copy()
+    model = before.learn(400)
+    assert (model.policy.parameters_to_vector() != start).any()
+    assert len(model.ep_info_buffer or []) == 400 // 12 // 8 * 8
+    actions, _ = model.predict(vector.reset(), deterministic=True)
+    assert actions.shape == (8,)
+
+
+@pytest.mark.parametrize("cap_ends", [False, True])
+def test_a_session_at_the_page_cap_is_cut_short_or_over(small_world: Dataset, cap_ends: bool) -> None:
+    stays = {"name": "choice", "exit_base": -50.0}
+    envs = SlateVectorEnv(4, dataset=small_world, agent=stays, slate_size=3, max_pages=4, autoreset_mode="SameStep")
+    vector = SB3VecEnv(envs, cap_ends=cap_ends)
+    vector.reset()
+    for page in range(4):
+        _, _, done, infos = vector.step(np.tile(np.arange(3) + 3 * page, (4, 1)))
+    assert done.all()
+    assert [info["TimeLimit.truncated"] for info in infos] == [not cap_ends] * 4
+    assert all(info["terminal_observation"]["page"] == 4 for info in infos)
+
+
+def test_what_it_cannot_serve_is_refused(small_world: Dataset) -> None:
+    with pytest.raises(ConfigError, match="expected slate_size=1"):
+        SB3VecEnv(make(small_world), single_item=True)
     with pytest.raises(ConfigError, match="expects SameStep"):
         SB3VecEnv(SlateVectorEnv(2, dataset=small_world, slate_size=3))
     with pytest.raises(ConfigError, match="both or neither"):
