@@ -114,6 +114,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     from recommenders.evaluation import leave_one_out
+    from recommenders.p5.processes import Processes
     from recommenders.p5.prompts import FAMILIES
     from simenv.datasets.reviews import reviewer_of
     from simenv.randomness import Key
@@ -137,13 +138,21 @@ def _train(options: argparse.Namespace) -> None:
     recommender.bind_dataset(dataset)
     log = dataset.interactions if options.full else leave_one_out(dataset.interactions).train
     recommender.fit(log, key=Key(options.seed))
-    recommender.save(options.out)
-    (options.out / "card.json").write_text(json.dumps(card, indent=2))
-    checkpoint.unlink(missing_ok=True)
+    processes = Processes(recommender.device)
+    if processes.is_main:
+        _keep(recommender, card, options.out)
+    processes.close()
+
+
+def _keep(recommender: Any, card: dict[str, Any], folder: Path) -> None:
+    """Save what was trained, and say so."""
+    recommender.save(folder)
+    (folder / "card.json").write_text(json.dumps(card, indent=2))
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
     progress = recommender.progress
     for family, reason in getattr(recommender, "skipped", {}).items():
         print(f"left out: {family} ({reason})")
-    print(f"{progress.epoch} epochs, {progress.seconds:.0f} s, loss {progress.losses[-1]:.3f}; saved to {options.out}")
+    print(f"{progress.epoch} epochs, {progress.seconds:.0f} s, loss {progress.losses[-1]:.3f}; saved to {folder}")
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], Any, Any]:
@@ -187,8 +196,8 @@ def _evaluate_words(recommender: Any, dataset: Any, split: Any, *, unseen: bool)
     from simenv.datasets.reviews import reviewer_of
 
     log = dataset.interactions
-    wanted = split.users * log.n_items + split.targets
-    held = log.take(np.isin(log.users.astype(np.int64) * log.n_items + log.items, wanted))
+    by_user = np.lexsort((log.times, log.users))
+    held = log.take(by_user[np.cumsum(log.user_counts())[split.users] - 1])
     trained = set(recommender.book.families) - set(recommender.skipped)
     if "rating" in trained:
         rated = recommender.predict_ratings(held.users, held.items, unseen=unseen)

@@ -76,7 +76,8 @@ def test_what_an_item_is_known_for():
 def test_bad_input_is_an_error(reviews):
     with pytest.raises(DataError, match="1 texts for 2 truths"):
         faithfulness([set()], truth([(0, 1)], [(0, 1)]))
-    silent = Reviews(users=np.array([0]), items=np.array([0]), texts=("",), summaries=("",), features=("",), explanations=("",))  # fmt: skip
+    no_text = {"texts": ("",), "summaries": ("",), "features": ("",), "explanations": ("",)}
+    silent = Reviews(users=np.array([0]), items=np.array([0]), **no_text)
     with pytest.raises(DataError, match="no true aspects"):
         baselines([set()], np.array([0]), silent, np.random.default_rng(0))
 

@@ -8,7 +8,9 @@ import pytest
 
 from recommenders.evaluation import leave_one_out, rank_metrics, ranks
 from recommenders.p5 import __main__ as command
+from recommenders.p5.prompts import FAMILIES
 from recommenders.testing import small_dataset, small_log
+from simenv.datasets import synthetic
 from simenv.slates import pack
 
 TINY = ["embedding_size=8", "heads=1", "layers=1", "epochs=1", "show_progress=false", 'index_options={"leaf_size":20}']
@@ -51,6 +53,55 @@ def test_train_evaluate_recommend(tmp_path: Path, capsys: pytest.CaptureFixture[
     seen[0, dataset.interactions.items[dataset.interactions.users == 3]] = True
     expected = recommender.recommend(np.array([3]), 4, exclude=pack(seen)).item_ids[0]
     assert [line.split(". ", 1)[1] for line in lines[1:5]] == [dataset.catalog.titles[item] for item in expected]
+
+
+def test_a_world_with_reviews_trains_all_families_and_is_read_for_its_truth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    world = synthetic(n_users=30, n_items=40, seed=2)
+    monkeypatch.setattr(command, "load_dataset", lambda name, root: world)
+    assert train(tmp_path, model="p5") == 0
+    assert "left out" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "card.json").read_text())["settings"]["families"] == list(FAMILIES)
+    assert run("evaluate", tmp_path) == 0
+    printed = capsys.readouterr().out
+    users = leave_one_out(world.interactions).users
+    assert "stars: rmse" in printed
+    for kind in ("explanation", "summary"):
+        assert f"{kind} of {len(users):,} held-out reviews: bleu" in printed
+    lines = printed.split("faithfulness of explanations\n")[1].splitlines()
+    assert [line[2:16].strip() for line in lines] == ["p5", "shuffled", "most frequent", "item"]
+    _, dataset, recommender = command._load(tmp_path)
+    assert len(recommender.reviews) == len(dataset.interactions) - len(users)  # nothing of what is held out
+
+
+def test_families_without_data_are_said_to_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert train(tmp_path, "--set", 'families=["sequential","review"]', model="p5") == 0
+    assert "left out: review (no reviews)" in capsys.readouterr().out
+
+
+def test_two_figures_and_a_table_of_popularity(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = [tmp_path / name for name in ("a", "b")]
+    assert all(train(folder) == 0 for folder in folders)
+    out = tmp_path / "figures"
+    assert run("diagnose", *folders, "--out", out, "-k", 5, "--baselines", "popularity") == 0
+    assert "their next items" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == [
+        "popularity.csv",
+        "popularity_by_history.png",
+        "popularity_by_rank.png",
+    ]
+    rows = [line.split(",") for line in (out / "popularity.csv").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["recommender", "p5-fast 1", "p5-fast 2", "popularity"]
+    assert rows[1][1:] == rows[2][1:]
+    everything = float(rows[3][rows[0].index("all")])
+    assert everything > float(rows[1][rows[0].index("all")])  # nothing is more popular than the most popular
+
+
+def test_models_of_different_splits_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert train(tmp_path, "--full") == 0
+    assert run("diagnose", tmp_path, "--out", tmp_path / "figures") == 2
+    assert "expected one split" in capsys.readouterr().err
 
 
 def test_full_training_leaves_nothing_to_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,9 +5,11 @@ import pytest
 
 from recommenders.p5.diagnostics import (
     attacker_auc,
+    list_events,
     midrank_percentile,
     popularity_by_history,
     popularity_by_rank,
+    popularity_row,
 )
 from recommenders.p5.recommender import P5Fast
 from recommenders.testing import KEY, small_log
@@ -44,8 +46,40 @@ def test_the_attacker_finds_what_is_there_and_nothing_else():
     told = noise + np.where(gender == "F", 1.0, 0.0)[:, None]
     assert attacker_auc(told, gender, rng) > 0.9
     assert abs(attacker_auc(noise, gender, rng) - 0.5) < 0.07
-    with pytest.raises(DataError, match="3 values"):
-        attacker_auc(noise, rng.integers(0, 3, 800), rng)
+    with pytest.raises(DataError, match="1 value;"):
+        attacker_auc(noise, np.zeros(800), rng)
+
+
+def test_an_attribute_of_many_values_is_told_one_against_the_rest():
+    rng = np.random.default_rng(1)
+    age = rng.integers(0, 4, 800)
+    noise = rng.normal(size=(800, 12))
+    told = noise.copy()
+    told[:, :4] += 4 * (age[:, None] == np.arange(4))
+    assert attacker_auc(told, age, rng) > 0.9
+    assert abs(attacker_auc(noise, age, rng) - 0.5) < 0.07
+    half = noise + 10 * (age == 3)[:, None]  # one value in four is told, the others are not
+    assert 0.55 < attacker_auc(half, age, rng) < 0.8
+
+
+def test_lists_become_events_without_empty_places():
+    percentile = np.array([0.1, 0.5, 0.9], np.float32)
+    events = list_events(np.array([[2, -1], [0, 1]]), np.array([7, 8]), percentile, "p5")
+    assert events.select("user", "item", "rank").rows() == [(7, 2, 0), (8, 0, 0), (8, 1, 1)]
+    assert events["popularity0_pct"].to_numpy().tolist() == percentile[[2, 0, 1]].tolist()
+    assert set(events["mode"]) == {"none"}
+    assert set(events["arm"]) == {"p5"}
+
+
+def test_the_two_figures_in_five_numbers():
+    percentile = np.array([0.0, 0.5, 1.0], np.float32)
+    slates = np.array([[2, 1], [0, 0], [2, -1]])
+    row = popularity_row(slates, percentile, np.array([1, 2, 9]), np.array([0.5, 0.25, 0.75], np.float32))
+    assert row["first"] == pytest.approx(2 / 3)
+    assert row["last"] == pytest.approx(0.25)
+    assert row["all"] == pytest.approx((0.75 + 0 + 1) / 3)
+    assert row["short"] == pytest.approx(0.75 - 0.5)
+    assert row["long"] == pytest.approx(1 - 0.75)
 
 
 def test_user_states_of_a_recommender_can_be_attacked():
