@@ -9,44 +9,57 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+from numpy.typing import NDArray
 
-from agents.language_models.base import Completion, LanguageModel, Request, UnansweredError
+from agents.language_models.answer_slots import Slot, lead, skeleton, slots
+from agents.language_models.base import Completion, LanguageModel, Message, Request, UnansweredError
 from simenv.errors import ConfigError, MissingExtraError
 
 try:
     import torch
     import transformers
+
+    from agents.language_models.logit_readout import LogitReadout, Tree
 except ImportError as error:
     raise MissingExtraError("llm=transformers", "p5") from error
 
 READOUTS = ("json", "logits")
+PROMPTS_KEPT = 1024  # tokens of prompts that were counted and will be answered
+MOST_FORMS = 256  # answer forms kept; pages of different lengths have different ones
 
 
-@dataclass(frozen=True)
-class Slot:
-    """An integer of an answer: where it stands, and its inclusive range."""
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What the logits readout knows of a schema: the answer's fixed text, and where to read its integers.
 
-    path: tuple[str, ...]
-    low: int
-    high: int
+    `low` and `high` (S,) are the ranges, `asked` (S, 2) the digits that stand for them.
+    """
 
-    @cached_property
-    def numbers(self) -> frozenset[str]:
-        """Every value as it is written."""
-        return frozenset(str(value) for value in range(self.low, self.high + 1))
+    texts: list[str]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    asked: NDArray[np.int64]
+    tree: Tree
 
-    @cached_property
-    def beginnings(self) -> frozenset[str]:
-        """Every beginning of a value as it is written."""
-        return frozenset(number[:end] for number in self.numbers for end in range(1, len(number) + 1))
+    @classmethod
+    def of(cls, schema: Mapping[str, Any], encode: Callable[[str], list[int]]) -> _Form:
+        found = slots(schema)
+        return cls(
+            texts=[text for text, _ in skeleton(schema)],
+            low=np.array([slot.low for slot in found]),
+            high=np.array([slot.high for slot in found]),
+            asked=np.array([slot.asked for slot in found]),
+            tree=Tree.of([encode(lead(slot)) for slot in found]),
+        )
 
 
 @dataclass(slots=True)
@@ -107,6 +120,11 @@ class TransformersLocal(LanguageModel):
         self.max_length: int = int(getattr(network.config, "max_position_embeddings", 0) or 1 << 30)
         self._pad: int = next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
         self._numbers = self._number_tokens()
+        self._logits = LogitReadout(self.network, [self._numbers[str(digit)] for digit in range(10)])
+        self._forms: dict[str, _Form] = {}
+        self._tokens = lru_cache(maxsize=PROMPTS_KEPT)(self._tokenised)
+        ends = self.network.generation_config.eos_token_id
+        self._ends = {ends} if isinstance(ends, int) else set(ends or ())
         self._queue: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None
 
@@ -121,6 +139,10 @@ class TransformersLocal(LanguageModel):
 
     def count_tokens(self, request: Request) -> tuple[int, str]:
         return len(self._prompt(request)), "counted by the model's tokenizer"
+
+    def check_schema(self, schema: Mapping[str, Any]) -> None:
+        """Raise ConfigError where answers under this schema cannot be decoded."""
+        slots(schema)
 
     async def _work(self) -> None:
         """Answer what is waiting, batch by batch, in a thread so that the loop stays free."""
@@ -145,8 +167,8 @@ class TransformersLocal(LanguageModel):
     def answer(self, requests: list[Request]) -> list[Completion | Exception]:
         """One answer, or the reason why there is none, per request."""
         answers: list[Completion | Exception] = [UnansweredError("empty")] * len(requests)
-        by_schema = sorted(range(len(requests)), key=lambda i: _written(requests[i].schema))
-        for _, group in groupby(by_schema, key=lambda i: _written(requests[i].schema)):
+        forms = [_written(request.schema) for request in requests]
+        for _, group in groupby(sorted(range(len(requests)), key=forms.__getitem__), key=forms.__getitem__):
             rows, prompts = [], []
             for i in group:
                 prompt = self._prompt(requests[i])
@@ -158,20 +180,25 @@ class TransformersLocal(LanguageModel):
                     prompts.append(prompt)
             if not rows:
                 continue
-            schema = requests[rows[0]].schema
+            asked = [requests[i] for i in rows]
+            schema = asked[0].schema
             if schema is None:
-                texts = self._free_text(prompts, [requests[i] for i in rows])
+                completions = self._free_text(prompts, asked)
             elif self.readout == "logits":
-                texts = self._expectations(prompts, schema)
+                completions = self._expectations(prompts, schema)
             else:
-                texts = self._constrained(prompts, [requests[i] for i in rows], schema)
-            for i, prompt, (text, n_tokens) in zip(rows, prompts, texts, strict=True):
-                answers[i] = Completion(text=text, prompt_tokens=len(prompt), completion_tokens=n_tokens)
+                completions = self._constrained(prompts, asked, schema)
+            for i, completion in zip(rows, completions, strict=True):
+                answers[i] = completion
         return answers
 
     def _prompt(self, request: Request) -> list[int]:
-        """The tokens of a conversation; where the template takes no system role, its text leads the first turn."""
-        messages = [{"role": message.role, "content": message.content} for message in request.messages]
+        """The tokens of a conversation."""
+        return self._tokens(request.messages)
+
+    def _tokenised(self, conversation: tuple[Message, ...]) -> list[int]:
+        """Where the template takes no system role, its text leads the first turn."""
+        messages = [{"role": message.role, "content": message.content} for message in conversation]
         try:
             return self._templated(messages)
         except jinja2.TemplateError:
@@ -191,22 +218,26 @@ class TransformersLocal(LanguageModel):
 
     # -- free text ----------------------------------------------------------------------------------------------
 
-    def _free_text(self, prompts: list[list[int]], requests: list[Request]) -> list[tuple[str, int]]:
+    def _free_text(self, prompts: list[list[int]], requests: list[Request]) -> list[Completion]:
         """Greedy decoding, for notes and interviews."""
         ids, mask = self._left_padded(prompts)
         limit = max(request.max_tokens for request in requests)
         out = self.network.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, pad_token_id=self._pad
         )
-        new = out[:, ids.shape[1] :].tolist()
-        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in new]
-        return [(text, len(self._encode(text))) for text in texts]
+        completions = []
+        for prompt, request, row in zip(prompts, requests, out[:, ids.shape[1] :].tolist(), strict=True):
+            said = row[: request.max_tokens]
+            text = self.tokenizer.decode(said, skip_special_tokens=True)
+            finish = "stop" if self._ends.intersection(said) else "length"
+            completions.append(_completion(text, prompt, len(self._encode(text)), finish))
+        return completions
 
     # -- constrained decoding -----------------------------------------------------------------------------------
 
     def _constrained(
         self, prompts: list[list[int]], requests: list[Request], schema: Mapping[str, Any]
-    ) -> list[tuple[str, int]]:
+    ) -> list[Completion]:
         """Answers under a schema of nested objects and integers.
 
         The fixed text before each integer is fed in one pass for the whole batch; then every row picks digit tokens,
@@ -247,7 +278,7 @@ class TransformersLocal(LanguageModel):
                     going_on[row] = bool(self._continuations(numbers[row], slot))
             for row in range(n):
                 texts[row] += numbers[row]
-        return list(zip(texts, counts, strict=True))
+        return [_completion(*each) for each in zip(texts, prompts, counts, strict=True)]
 
     def _advance(self, feed: list[list[int]], cache: Any, mask: torch.Tensor) -> tuple[torch.Tensor, Any, torch.Tensor]:
         """Feed each row its tokens (padded on the left, the padding masked); scores of each row's next token.
@@ -295,97 +326,33 @@ class TransformersLocal(LanguageModel):
 
     # -- reading logits -----------------------------------------------------------------------------------------
 
-    def _expectations(self, prompts: list[list[int]], schema: Mapping[str, Any]) -> list[tuple[str, int]]:
-        """Every integer's expectation from one forward pass.
+    def _expectations(self, prompts: list[list[int]], schema: Mapping[str, Any]) -> list[Completion]:
+        """Every integer's expectation, from one pass over the prompt and a branch after it for each integer.
 
-        After the prompt follows, for each integer, the shortest beginning of the answer that leads to it; these
-        branches see the prompt and not each other (a tree of attention), so neither order nor earlier answers matter.
-        A range that one digit cannot express is asked in tenths: 0-9, spread over the range.
+        A branch is the shortest beginning of the answer that leads to its integer. A range that one digit cannot
+        express is asked in tenths: 0-9, spread over the range.
         """
-        slots = [slot for _, slot in skeleton(schema) if slot is not None]
-        branches = [self._encode(_lead(slot)) for slot in slots]
-        ids, mask = self._left_padded(prompts)
-        n, length = ids.shape
-        width = sum(len(branch) for branch in branches)
-        tail = torch.tensor([token for branch in branches for token in branch], device=self.device)
-        ids = torch.cat([ids, tail.expand(n, -1)], dim=1)
+        form = self._form(schema)
+        low, high = form.asked.T
+        means = self._logits.expectations(prompts, form.tree, form.asked)
+        values = form.low + (means - low) / np.maximum(high - low, 1) * (form.high - form.low)
+        completions = []
+        for prompt, row in zip(prompts, values.round(4).tolist(), strict=True):
+            text = "".join(f"{before}{value}" for before, value in zip(form.texts, row)) + form.texts[-1]
+            completions.append(_completion(text, prompt, 0))
+        return completions
 
-        visible = torch.zeros((n, length + width, length + width), dtype=torch.bool, device=self.device)
-        visible[:, :length, :length] = torch.tril(torch.ones((length, length), dtype=torch.bool, device=self.device))
-        positions = torch.zeros((n, length + width), dtype=torch.long, device=self.device)
-        positions[:, :length] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        ends, start = [], length
-        for branch in branches:
-            stop = start + len(branch)
-            visible[:, start:stop, :length] = True
-            visible[:, start:stop, start:stop] = torch.tril(visible.new_ones((stop - start, stop - start)))
-            steps = torch.arange(stop - start, device=self.device)
-            positions[:, start:stop] = mask.sum(dim=1, keepdim=True) + steps
-            ends.append(stop - 1)
-            start = stop
-        visible[:, :, :length] &= mask.bool()[:, None, :]
-        dtype = self.network.dtype
-        bias = torch.zeros(visible.shape, dtype=dtype, device=self.device)
-        bias.masked_fill_(~visible, torch.finfo(dtype).min)
-        out = self.network(input_ids=ids, attention_mask=bias[:, None], position_ids=positions, use_cache=False)
-        scores = out.logits[:, ends].float()
-        return [(json.dumps(self._expected(slots, row)), 0) for row in scores]
-
-    def _expected(self, slots: list[Slot], scores: torch.Tensor) -> dict[str, Any]:
-        answer: dict[str, Any] = {}
-        for slot, row in zip(slots, scores, strict=True):
-            low, high = (slot.low, slot.high) if _one_digit(slot) else (0, 9)
-            tokens = [self._numbers[str(digit)] for digit in range(low, high + 1)]
-            share = torch.softmax(row[tokens], dim=0)
-            mean = float((share * torch.arange(low, high + 1, device=share.device)).sum())
-            place = answer
-            for name in slot.path[:-1]:
-                place = place.setdefault(name, {})
-            value = slot.low + (mean - low) / max(high - low, 1) * (slot.high - slot.low)
-            place[slot.path[-1]] = round(min(max(value, slot.low), slot.high), 4)
-        return answer
+    def _form(self, schema: Mapping[str, Any]) -> _Form:
+        key = _written(schema)
+        if key not in self._forms:
+            if len(self._forms) >= MOST_FORMS:
+                self._forms.clear()
+            self._forms[key] = _Form.of(schema, self._encode)
+        return self._forms[key]
 
 
-def skeleton(schema: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Slot | None]]:
-    """The fixed text of an answer and the integers in it: pairs (text before, slot), the last with slot None.
-
-    Raises:
-        ConfigError: a schema with anything but objects and bounded integers.
-    """
-    text = ""
-    for piece in _pieces(schema, path):
-        if isinstance(piece, Slot):
-            yield text, piece
-            text = ""
-        else:
-            text += piece
-    yield text, None
-
-
-def _pieces(schema: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str | Slot]:
-    if schema.get("type") == "integer" and 0 <= schema.get("minimum", -1) <= schema.get("maximum", -1):
-        yield Slot(path, int(schema["minimum"]), int(schema["maximum"]))
-    elif schema.get("type") == "object" and "properties" in schema:
-        for position, (name, inner) in enumerate(schema["properties"].items()):
-            yield ("," if position else "{") + json.dumps(name) + ":"
-            yield from _pieces(inner, (*path, name))
-        yield "}"
-    else:
-        raise ConfigError(
-            f"answer schema at '{'.'.join(path)}': {schema.get('type')}; "
-            "a local model takes objects and integers from 'minimum' to 'maximum'"
-        )
-
-
-def _one_digit(slot: Slot) -> bool:
-    return slot.high <= 9
-
-
-def _lead(slot: Slot) -> str:
-    """The shortest beginning of an answer that leads to a slot."""
-    *parents, name = slot.path
-    name = name if _one_digit(slot) else f"{name} in tenths, 0-9"
-    return "".join("{" + json.dumps(parent) + ":" for parent in parents) + "{" + json.dumps(name) + ":"
+def _completion(text: str, prompt: list[int], n_tokens: int, finish: str = "stop") -> Completion:
+    return Completion(text=text, prompt_tokens=len(prompt), completion_tokens=n_tokens, finish=finish)
 
 
 def _sampler(request: Request, model: LanguageModel) -> Any:

@@ -1,0 +1,206 @@
+"""LogitReadout: the expectation of every integer of an answer, read from what a network expects at its first digit.
+
+After a prompt stands a tree of beginnings of the answer, one branch for each integer. A branch sees the prompt and not
+the other branches, so that neither order nor earlier answers matter. The prompts of a batch run first, once; what they
+begin with in common runs once for all, and is kept for the next batch. The module knows neither messages nor schemas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache
+
+SHORTEST_PREFIX = 16  # tokens in common that are worth a pass of their own
+TOKENS_PER_PASS = {"cpu": 4096}  # more leaves the processor's caches
+TOKENS_PER_PASS_ELSEWHERE = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Branches of tokens after a prompt, what they begin with in common only once.
+
+    Attributes:
+        tokens: (W,).
+        depths: (W,) how many tokens of the tree come before.
+        sees: (W, W), itself and what comes before it on its branch.
+        ends: (S,) where each branch ends.
+    """
+
+    tokens: NDArray[np.int64]
+    depths: NDArray[np.int64]
+    sees: NDArray[np.bool_]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, branches: Sequence[Sequence[int]]) -> Tree:
+        """The tree of these branches, none of them empty."""
+        nodes: dict[tuple[int, ...], int] = {}
+        for branch in branches:
+            for length in range(1, len(branch) + 1):
+                nodes.setdefault(tuple(branch[:length]), len(nodes))
+        sees = np.zeros((len(nodes), len(nodes)), np.bool_)
+        for beginning, node in nodes.items():
+            sees[node, [nodes[beginning[:length]] for length in range(1, len(beginning) + 1)]] = True
+        return cls(
+            tokens=np.array([beginning[-1] for beginning in nodes], np.int64),
+            depths=np.array([len(beginning) - 1 for beginning in nodes], np.int64),
+            sees=sees,
+            ends=np.array([nodes[tuple(branch)] for branch in branches], np.int64),
+        )
+
+
+class _Stored(Exception):
+    """The keys and values of the last layer are in the cache; nothing further is needed of this pass."""
+
+
+class _Cache(DynamicCache):
+    """Keys and values, which can end a pass as soon as it has stored those of the last layer.
+
+    Nobody reads what a network says at the tokens of a prompt: its last layer's attention and feed-forward there are
+    a third of the work in a network of three layers.
+    """
+
+    def __init__(self, stored: Sequence[tuple[Tensor, Tensor]], rows: int, layers: int) -> None:
+        super().__init__(list(stored))
+        layers: list[Any] = self.layers if stored else []  # without `stored` they appear with the first tokens
+        for layer in layers:
+            layer.keys, layer.values = layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)
+        self.only_stores = False
+        self._last = layers - 1
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.only_stores and layer_idx == self._last:
+            raise _Stored
+        return found
+
+
+class LogitReadout:
+    """Reads digits off a causal language model of transformers.
+
+    Args:
+        network: whose attention takes masks of four dimensions (``sdpa``).
+        digits: tokens of the digits 0 to 9 where a number of an answer stands.
+    """
+
+    def __init__(self, network: Any, digits: Sequence[int]) -> None:
+        self.network = network
+        self.device = network.device
+        self._digits = torch.tensor(digits, device=self.device)
+        self._layers = int(network.config.get_text_config().num_hidden_layers)
+        self._picks = "logits_to_keep" in inspect.signature(network.forward).parameters
+        self._per_pass = TOKENS_PER_PASS.get(self.device.type, TOKENS_PER_PASS_ELSEWHERE)
+        self._prefix: list[int] = []
+        self._stored: list[tuple[Tensor, Tensor]] = []
+
+    def expectations(self, prompts: Sequence[list[int]], tree: Tree, asked: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The mean digit at the end of each branch.
+
+        Args:
+            prompts: n of at least one token.
+            tree: of S branches.
+            asked: (S, 2) the lowest and the highest digit that could stand there.
+
+        Returns:
+            (n, S), between the lowest and the highest digit asked for.
+        """
+        digits = np.arange(10)
+        possible = torch.tensor((asked[:, :1] <= digits) & (digits <= asked[:, 1:]), device=self.device)
+        values = torch.arange(10.0, device=self.device)
+        means = np.empty((len(prompts), len(tree.ends)))
+        n_prefix = self._share(prompts)
+        for rows in self._passes([len(prompt) for prompt in prompts], n_prefix, len(tree.tokens)):
+            scores = self._scores([prompts[row] for row in rows], n_prefix, tree)
+            share = scores.float().masked_fill(~possible, -torch.inf).softmax(dim=-1)
+            means[rows] = (share @ values).double().cpu().numpy()
+        return means.clip(asked[:, 0], asked[:, 1])
+
+    def _share(self, prompts: Sequence[list[int]]) -> int:
+        """How many tokens, common to all prompts and fewer than any, are in `_stored` now."""
+        longest = min(len(prompt) for prompt in prompts) - 1
+        common = prompts[0][: min(longest, _n_common(min(prompts), max(prompts)))]
+        known = _n_common(common, self._prefix)
+        if len(common) - known >= SHORTEST_PREFIX and (len(prompts) > 1 or not known):
+            # `common[:known]` is stored already: slices of it serve the rest
+            cache = self._cache(1, known)
+            self._store(cache, torch.tensor([common[known:]], device=self.device), known)
+            self._stored = [(keys, values) for keys, values, _ in cache]
+            self._prefix, known = common, len(common)
+        return known
+
+    def _passes(self, lengths: Sequence[int], n_prefix: int, width: int) -> Iterator[list[int]]:
+        """Rows in groups of similar length that fit a pass; at least one."""
+        group: list[int] = []
+        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if group and (len(group) + 1) * (lengths[row] - n_prefix + width) > self._per_pass:
+                yield group
+                group = []
+            group.append(row)
+        yield group
+
+    def _scores(self, prompts: Sequence[list[int]], n_prefix: int, tree: Tree) -> Tensor:
+        """What the network expects of the ten digits at each branch's end, (n, S, 10)."""
+        n, lengths = len(prompts), np.array([len(prompt) - n_prefix for prompt in prompts])
+        longest, width = int(lengths.max()), len(tree.tokens)
+        own = np.zeros((n, longest), np.int64)  # padded on the right, where nothing that is read looks
+        for row, prompt in enumerate(prompts):
+            own[row, : lengths[row]] = prompt[n_prefix:]
+        cache = self._cache(n, n_prefix)
+        self._store(cache, torch.from_numpy(own).to(self.device), n_prefix)
+
+        visible = np.ones((n, 1, width, n_prefix + longest + width), np.bool_)
+        visible[:, 0, :, n_prefix : n_prefix + longest] = (np.arange(longest) < lengths[:, None])[:, None]
+        visible[:, 0, :, n_prefix + longest :] = tree.sees
+        positions = n_prefix + lengths[:, None] + tree.depths
+        out = self.network(
+            input_ids=torch.from_numpy(tree.tokens).to(self.device).expand(n, -1),
+            attention_mask=self._bias(visible),
+            position_ids=torch.from_numpy(positions).to(self.device),
+            past_key_values=cache,
+            use_cache=True,
+            **({"logits_to_keep": torch.from_numpy(tree.ends).to(self.device)} if self._picks else {}),
+        )
+        ends = out.logits if self._picks else out.logits[:, tree.ends]
+        return ends[:, :, self._digits]
+
+    def _cache(self, rows: int, n_prefix: int) -> _Cache:
+        stored = [(keys[:, :, :n_prefix], values[:, :, :n_prefix]) for keys, values in self._stored] if n_prefix else []
+        return _Cache(stored, rows, self._layers)
+
+    def _store(self, cache: _Cache, tokens: Tensor, n_prefix: int) -> None:
+        """Keys and values of tokens (n, L) that follow the `n_prefix` ones in the cache."""
+        n, length = tokens.shape
+        causal = np.tri(length, n_prefix + length, n_prefix, dtype=np.bool_)
+        cache.only_stores = True
+        with contextlib.suppress(_Stored):
+            self.network.base_model(
+                input_ids=tokens,
+                attention_mask=self._bias(causal[None, None]).expand(n, -1, -1, -1),
+                position_ids=torch.arange(n_prefix, n_prefix + length, device=self.device).expand(n, -1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        cache.only_stores = False
+
+    def _bias(self, visible: NDArray[np.bool_]) -> Tensor:
+        """A mask as what is added to the scores of attention."""
+        dtype = self.network.dtype
+        bias = torch.zeros(visible.shape, dtype=dtype, device=self.device)
+        return bias.masked_fill_(torch.from_numpy(~visible).to(self.device), torch.finfo(dtype).min)
+
+
+def _n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
