@@ -21,6 +21,7 @@ from recommenders.base import Recommender
 from recommenders.p5.fast import FastModel, FastOptions
 from recommenders.p5.histories import Histories
 from recommenders.p5.indexing import IndexSource, ItemIndex, build_index
+from recommenders.p5.processes import Processes
 from recommenders.p5.training import Progress, Training, TrainingOptions, pick_device, validation_ndcg
 from recommenders.p5.trie import EXACT_LIMIT, PathScorer, Trie, beam_items, item_scores
 from simenv.datasets.base import Catalog, Dataset, IntArray, Interactions, LongArray
@@ -129,7 +130,8 @@ class GenerativeRecommender(Recommender):
         full = Histories.from_log(log)
         seen, users, targets = full.without_last() if self.early_stop else (full, np.zeros(0, np.int64), log.items[:0])
         source = IndexSource(histories=seen, catalog=self.catalog)
-        self.index = build_index(self.index_name, source, rng, spare=self.spare, **self.index_options)
+        index = build_index(self.index_name, source, rng, spare=self.spare, **self.index_options)
+        self.index, rng = Processes(self.device).as_main((index, rng))  # a GPU's sums differ from run to run
         self.histories = full
         self._build(int(rng.integers(2**62)))
         seed = int(rng.integers(2**62))

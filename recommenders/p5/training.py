@@ -1,7 +1,8 @@
 """The training loop every torch recommender here shares: schedule, precision, early stop, time budget, checkpoints.
 
 It does not know what is trained: the caller gives the batches of an epoch, a loss, and, to stop early, a validation
-score. Losses fall while hit rates fall, so the score is what decides, never the loss.
+score. Losses fall while hit rates fall, so the score is what decides, never the loss. Under `torchrun` every process
+takes its share of the batches, and the first one scores, prints and writes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recommenders.p5.histories import Histories
+from recommenders.p5.processes import Processes, local_place
 from simenv.datasets.base import IntArray, LongArray
 from simenv.errors import ConfigError, RunDirectoryError
 
@@ -67,13 +69,17 @@ class Progress:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """`auto` or None: CUDA where there is one, else the CPU; any other name as torch knows it."""
+    """`auto` or None: CUDA where there is one, else the CPU; any other name as torch knows it.
+
+    Of several processes on a machine each takes its own GPU, unless the name has a number.
+    """
     if name in (None, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(str(name))
+        device = torch.device(str(name))
     except RuntimeError as error:
         raise ConfigError(f"device={name}: unknown to torch; expected auto, cpu, cuda or cuda:N") from error
+    return torch.device("cuda", local_place()) if str(device) == "cuda" and local_place() else device
 
 
 @contextmanager
@@ -155,7 +161,8 @@ class Training:
     ) -> None:
         self.network, self.options, self.seed, self.score, self.show = network, options, seed, score, show
         self.device = next(network.parameters()).device
-        self.loss = torch.compile(loss) if options.compile else loss
+        self.processes = Processes(self.device)
+        self.loss = self.processes.parallel(network, torch.compile(loss) if options.compile else loss)
         self.checkpoint = checkpoint
         self.optimizer = torch.optim.AdamW(_groups(network, options.weight_decay), lr=options.learning_rate)
         self.progress = Progress()
@@ -163,11 +170,13 @@ class Training:
 
     def run(self, batches: Callable[[int], Sequence[Batch] | Iterator[Batch]], steps_per_epoch: int) -> Progress:
         """Train to the end; `batches(epoch)` gives the batches of an epoch, the same ones for the same epoch."""
+        processes = self.processes
+        steps_per_epoch = -(-steps_per_epoch // processes.count)
         self._resume()
-        with _Bar(self.show) as bar:
+        with _Bar(self.show and processes.is_main) as bar:
             while self.progress.epoch < self.options.epochs and self._fraction(steps_per_epoch) < 1:
-                with seeded(self.seed + 7919 * self.progress.epoch, self.device):
-                    self._epoch(batches(self.progress.epoch), steps_per_epoch, bar)
+                with seeded(self.seed + 7919 * self.progress.epoch + 104_729 * processes.place, self.device):
+                    self._epoch(processes.share(batches(self.progress.epoch)), steps_per_epoch, bar)
                 if self._stop_early(steps_per_epoch):
                     break
                 self._save()
@@ -196,11 +205,13 @@ class Training:
             total += loss.detach()
             n_steps += 1
             progress.step += 1
-            progress.samples += n_samples
+            progress.samples += n_samples * self.processes.count
             progress.seconds = before + time.perf_counter() - started
+            if options.max_minutes is not None:
+                progress.seconds = self.processes.as_main(progress.seconds)
             bar.show(progress, self._fraction(steps_per_epoch))
         progress.epoch += 1
-        progress.losses.append(float(total) / max(n_steps, 1))
+        progress.losses.append(float(self.processes.mean(total)) / max(n_steps, 1))
 
     def _fraction(self, steps_per_epoch: int) -> float:
         """How much of the run is over: of the steps or of the time, whichever is further on."""
@@ -217,8 +228,8 @@ class Training:
             return False
         started = time.perf_counter()
         self.network.eval()
-        score = self.score()
-        progress.seconds += time.perf_counter() - started
+        score = self.processes.as_main(self.score() if self.processes.is_main else math.nan)
+        progress.seconds = self.processes.as_main(progress.seconds + time.perf_counter() - started)
         progress.scores.append((progress.epoch, progress.seconds, score))
         if score > progress.best_score:
             progress.best_score, progress.best_epoch = score, progress.epoch
@@ -227,7 +238,7 @@ class Training:
         return since >= options.patience
 
     def _save(self) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or not self.processes.is_main:
             return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         state = {
