@@ -71,8 +71,8 @@ class _Cache(DynamicCache):
 
     def __init__(self, stored: Sequence[tuple[Tensor, Tensor]], rows: int, layers: int) -> None:
         super().__init__(list(stored))
-        layers: list[Any] = self.layers if stored else []  # without `stored` they appear with the first tokens
-        for layer in layers:
+        held: list[Any] = self.layers if stored else []  # without `stored` they appear with the first tokens
+        for layer in held:
             layer.keys, layer.values = layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)
         self.only_stores = False
         self._last = layers - 1

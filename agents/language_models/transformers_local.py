@@ -228,9 +228,10 @@ class TransformersLocal(LanguageModel):
         completions = []
         for prompt, request, row in zip(prompts, requests, out[:, ids.shape[1] :].tolist(), strict=True):
             said = row[: request.max_tokens]
-            text = self.tokenizer.decode(said, skip_special_tokens=True)
-            finish = "stop" if self._ends.intersection(said) else "length"
-            completions.append(_completion(text, prompt, len(self._encode(text)), finish))
+            end = next((place for place, token in enumerate(said) if token in self._ends), None)
+            text = self.tokenizer.decode(said[:end], skip_special_tokens=True)
+            n_tokens, finish = (len(said), "length") if end is None else (end, "stop")
+            completions.append(_completion(text, prompt, n_tokens, finish))
         return completions
 
     # -- constrained decoding -----------------------------------------------------------------------------------

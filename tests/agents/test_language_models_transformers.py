@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -234,6 +235,165 @@ def test_what_is_not_a_chat_model_is_named(tmp_path, folder):
     wordy = page(schema={"type": "object", "properties": {"items": text_only}})
     with pytest.raises(ConfigError, match=r"items\.A"):
         backend(folder).answer([wordy])
+
+
+def save_architecture(folder, name: str):
+    """The tokenizer of `save_tiny_model` and a random network of another architecture."""
+    import transformers as hf
+
+    save_tiny_model(folder)
+    common = {"vocab_size": 103, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2, "initializer_range": 0.5}
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    grouped = common | size | {"num_key_value_heads": 1, "max_position_embeddings": 2048}
+    torch.manual_seed(1)
+    config, network = {
+        "gpt2": lambda: (
+            hf.GPT2Config(n_embd=16, n_layer=3, n_head=2, n_positions=2048, **common),
+            hf.GPT2LMHeadModel,
+        ),
+        "qwen2": lambda: (hf.Qwen2Config(**grouped), hf.Qwen2ForCausalLM),
+        "qwen3": lambda: (hf.Qwen3Config(head_dim=8, **grouped), hf.Qwen3ForCausalLM),
+        "granite": lambda: (hf.GraniteConfig(logits_scaling=3.0, **grouped), hf.GraniteForCausalLM),
+        "one_layer": lambda: (hf.LlamaConfig(**grouped | {"num_hidden_layers": 1}), hf.LlamaForCausalLM),
+    }[name]()
+    network(config).eval().save_pretrained(folder)
+    return folder
+
+
+def read_plainly(model, request):
+    """Each integer's expectation with its branch alone after the prompt: no batch, no padding, no cache, no tree."""
+    from agents.language_models.answer_slots import lead, slots
+
+    found = []
+    for slot in slots(request.schema):
+        ids = torch.tensor([model._prompt(request) + model._encode(lead(slot))])
+        with torch.no_grad():
+            scores = model.network(ids, use_cache=False).logits[0, -1].double()
+        low, high = slot.asked
+        digits = torch.arange(low, high + 1)
+        share = torch.softmax(scores[[model._encode(str(int(digit)))[0] for digit in digits]], dim=0)
+        mean = float(share @ digits.double())
+        found.append(slot.low + (mean - low) / (high - low) * (slot.high - slot.low))
+    return np.array(found)
+
+
+def written_numbers(text):
+    answer = json.loads(text)
+    return np.array(
+        [number for item in answer["items"].values() for number in item.values()] + [answer["satisfaction"]]
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "qwen3", "granite", "one_layer"])
+def test_logits_are_those_of_a_plain_pass_in_every_architecture(tmp_path, folder, architecture):
+    """With prompts of all lengths, with a prefix in common or none, stored, grown and cut, in passes of few tokens."""
+    where = folder if architecture == "llama" else save_architecture(tmp_path / architecture, architecture)
+    model = backend(where, readout="logits")
+    model._logits._per_pass = 500
+    batches = [
+        [page("A film " * n, k=2) for n in (1, 9, 3, 30)],
+        [page("A film of another kind " * n, k=2) for n in (2, 1)],
+        [page("Alone", k=2)],
+        [page("Nothing in common", k=2, messages=(Message("user", "Zero" * n),)) for n in (1, 2)],
+        [page("A film " * 2, k=2), page("Another", k=3)],
+    ]
+    for batch in batches:
+        for request, answer in zip(batch, model.answer(batch)):
+            np.testing.assert_allclose(written_numbers(answer.text), read_plainly(model, request), atol=2e-4, rtol=1e-5)
+
+
+def test_the_common_prefix_is_run_once(folder, monkeypatch):
+    model = backend(folder, readout="logits")
+    ran = []
+    store = model._logits._store
+    monkeypatch.setattr(
+        model._logits, "_store", lambda cache, ids, n: ran.append((tuple(ids.shape), n)) or store(cache, ids, n)
+    )
+    rules = "Judge every film as this person would. " * 3
+
+    def batch(*texts):
+        return [page(messages=(Message("system", rules), Message("user", text))) for text in texts]
+
+    head = len(f"?{rules}??")  # one token a character, each of the template's markers one
+    model.answer(batch("ab", "cde"))
+    assert ran[0] == ((1, head), 0)
+    assert [n for _, n in ran] == [0, head]
+    assert ran[1][0][0] == 2
+    del ran[:]
+    model.answer(batch("fgh", "ij", "k"))
+    assert [n for _, n in ran] == [head]
+
+
+def test_no_prompt_runs_through_the_last_layer(folder):
+    """What the network would say there is never read; only its branches run to the end."""
+    model = backend(folder, readout="logits")
+    seen = []
+    model.network.model.layers[-1].mlp.register_forward_hook(lambda *call: seen.append(call[-1].shape[1]))
+    model.answer([page("A film"), page("A longer film")])
+    from agents.language_models.answer_slots import slots
+
+    widths = {len(model._form(page().schema).tree.tokens)}
+    assert set(seen) == widths
+    assert len(slots(page().schema)) <= widths.pop() < sum(len(branch) for branch in branches(model, page()))
+
+
+def branches(model, request):
+    from agents.language_models.answer_slots import lead, slots
+
+    return [model._encode(lead(slot)) for slot in slots(request.schema)]
+
+
+def test_a_tree_holds_common_beginnings_once():
+    from agents.language_models.logit_readout import Tree
+
+    tree = Tree.of([[5, 6, 7], [5, 6], [5, 8, 7], [9]])
+    assert tree.tokens.tolist() == [5, 6, 7, 8, 7, 9]
+    assert tree.depths.tolist() == [0, 1, 2, 1, 2, 0]
+    assert tree.ends.tolist() == [2, 1, 4, 5]
+    assert [np.flatnonzero(row).tolist() for row in tree.sees] == [[0], [0, 1], [0, 1, 2], [0, 3], [0, 3, 4], [5]]
+
+
+@pytest.mark.parametrize("readout", ["json", "logits"])
+def test_answers_keep_the_form_of_their_schema(folder, readout):
+    (answer,) = backend(folder, readout=readout).answer([page(k=2)])
+    assert "".join(c for c in answer.text if c not in "0123456789.") == (
+        '{"items":{"A":{"interest":,"rating":},"B":{"interest":,"rating":}},"satisfaction":}'
+    )
+
+
+def test_free_text_says_whether_it_was_cut_and_each_row_keeps_its_own_limit(folder):
+    model = backend(folder)
+    requests = [page(f"Film {i}", schema=None, max_tokens=9) for i in range(12)]
+    text, request = next(
+        (said.text, asked) for asked, said in zip(requests, model.answer(requests)) if said.finish == "length"
+    )
+    short, long = model.answer([replace(request, max_tokens=3), request])
+    assert (short.completion_tokens, short.finish) == (3, "length")
+    assert (long.completion_tokens, long.text) == (9, text)
+    assert long.text.startswith(short.text)
+    model._ends = set(model._encode(text))
+    assert model.answer([request])[0].finish == "stop"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object", "properties": {}},
+        {"type": "object", "properties": {"A": 5}},
+        {"type": "object", "properties": [1]},
+        {"type": "integer", "minimum": 0},
+        {"type": "integer", "minimum": "0", "maximum": 5},
+        {"type": "integer", "minimum": 0.5, "maximum": 5},
+        {"type": "integer", "minimum": -3, "maximum": 5},
+        {"type": "integer", "minimum": 0, "maximum": 1e12},
+        {"type": "integer", "minimum": 0, "maximum": float("nan")},
+        {"type": ["integer"], "minimum": 0, "maximum": 1},
+    ],
+)
+def test_a_schema_that_cannot_be_decoded_is_named(folder, schema):
+    with pytest.raises(ConfigError, match="answer schema"):
+        backend(folder).check_schema(schema)
 
 
 @pytest.mark.gpu
