@@ -1,8 +1,8 @@
 """What p5 gives away about its users, before and after the counterfactually fair prompt of UP5, on ML-1M.
 
-    python benchmarks/p5_fairness.py --data FOLDER [--dataset ml-1m] [--minutes 6]
+    python benchmarks/p5_fairness.py --data FOLDER [--dataset ml-1m] [--minutes 6] [--model FOLDER]
 
-One backbone is trained; for each attribute a fair prompt is trained in front of it, on the attribute as told by four
+One backbone is trained, or read from what `python -m recommenders.p5 train --model p5` saved; for each attribute a fair prompt is trained in front of it, on the attribute as told by four
 fifths of the users. Columns: AUC of a logistic attacker on all users, and on those who never told; AUC of the same
 attacker on the lists themselves (shares of genres, and mean popularity, of the top 10); HR@10 and NDCG@10 on
 leave-one-out, whole catalogue, seen items left out. Seconds are CPU seconds.
@@ -11,6 +11,7 @@ leave-one-out, whole catalogue, seen items left out. Seconds are CPU seconds.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set's files")
     parser.add_argument("--dataset", default="ml-1m")
     parser.add_argument("--minutes", type=float, default=6.0, help="of training the backbone")
+    parser.add_argument("--model", type=Path, help="folder of a saved p5 of this data set, instead of training one")
     parser.add_argument("--steps", type=int, default=600, help="of training each fair prompt")
     parser.add_argument("--weights", type=float, nargs="+", default=[5.0], help="of the discriminator's loss")
     parser.add_argument("--seed", type=int, default=0)
@@ -45,12 +47,7 @@ def main() -> None:
     popularity = Popularity()
     popularity.fit(split.train, key=key)
     print(f"{dataset.name}, {dataset.n_users:,} users, popularity: {_accuracy(popularity, split)}", flush=True)
-    recommender = P5(index_options={"window": 3}, epochs=20, max_minutes=options.minutes)
-    recommender.bind_dataset(dataset)
-    started = time.process_time()
-    recommender.fit(split.train, key=key)
-    targets = recommender.progress.samples
-    print(f"backbone: {targets:,} targets in {time.process_time() - started:.0f} s", flush=True)
+    recommender = _backbone(options, dataset, split, key)
     told = np.random.default_rng([options.seed, 1]).random(dataset.n_users) < TOLD
     for attribute in ("gender", "age"):
         truth = dataset.user_attributes[attribute]
@@ -66,6 +63,22 @@ def main() -> None:
             seconds = time.process_time() - started
             row = _row(recommender, dataset, split, truth, told)
             print(f"  fair, weight {weight:<5g} {row} ({seconds:.0f} s)", flush=True)
+
+
+def _backbone(options: argparse.Namespace, dataset: Any, split: Any, key: Key) -> P5:
+    settings = {"index_options": {"window": 3}, "epochs": 20, "max_minutes": options.minutes}
+    if options.model is not None:
+        settings = json.loads((options.model / "card.json").read_text())["settings"]
+    recommender = P5(**settings)
+    recommender.bind_dataset(dataset)
+    if options.model is not None:
+        recommender.load(options.model)
+        return recommender
+    started = time.process_time()
+    recommender.fit(split.train, key=key)
+    targets = recommender.progress.samples
+    print(f"backbone: {targets:,} targets in {time.process_time() - started:.0f} s", flush=True)
+    return recommender
 
 
 def _accuracy(recommender: Any, split: Any) -> str:

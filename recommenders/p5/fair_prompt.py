@@ -11,7 +11,7 @@ users or recommenders.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class Discriminator(nn.Module):
 
 
 def train_prefix(
-    network: Any, batches: Iterator[tuple[Tensor, Tensor, Tensor]], labels: Tensor, trie: Any, options: FairOptions
+    network: Any, batches: Iterator[Sequence[Tensor]], labels: Tensor, trie: Any, options: FairOptions
 ) -> list[tuple[float, float]]:
     """Train `network.prefix` and nothing else.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from recommenders.p5.fair_prompt import FairOptions, FairPrefix, train_prefix
 from recommenders.p5.histories import Histories
 from recommenders.p5.llama import LlamaNetwork
+from recommenders.p5.prompt_batches import Batch, PromptBatches
 from recommenders.p5.prompt_network import PromptNetwork
 from recommenders.p5.prompts import Prompt, load_prompts
 from recommenders.p5.recommender import GenerativeRecommender
@@ -164,6 +164,7 @@ class P5(GenerativeRecommender):
         if self._reviewer is not None:
             self.reviews = self._reviewer.write(log)
         super()._fit(log, key)
+        self.skipped = self._batches(self.histories).skipped
         self._train_prefix(key)
 
     def _update(self, new: Interactions, key: Key) -> None:
@@ -204,35 +205,14 @@ class P5(GenerativeRecommender):
         sources, targets = (torch.as_tensor(part).to(self.device, non_blocking=True) for part in batch)
         return self.network.loss(sources, targets, self.trie)
 
+    def _batches(self, histories: Histories) -> PromptBatches:
+        return PromptBatches(self._data(histories), self.book, self.batch_size, self.other_share)
+
     def _steps(self, histories: Histories) -> int:
-        n_targets = int(np.maximum(histories.lengths - 1, 0).sum())
-        n_other = len(self._data(histories).available_families(self.book)[0]) > 1
-        return max(1, int(np.ceil(n_targets * (1 + self.other_share * n_other) / self.batch_size)))
+        return self._batches(histories).steps
 
-    def _epoch_batches(self, histories: Histories, rng: np.random.Generator) -> Iterator[tuple[LongArray, LongArray]]:
-        """Each interaction but a user's first is the target of one random seen prompt; other families in between.
-
-        Batches hold histories of about equal length, so that little is padding.
-        """
-        data = self._data(histories)
-        families, self.skipped = data.available_families(self.book)
-        others = [family for family in families if family != "sequential"]
-        reviewed = data.reviewed() if {"explanation", "review"} & set(others) else None
-        user = np.repeat(np.arange(histories.n_users), histories.lengths)
-        place = np.arange(len(user)) - histories.ptr[user]
-        targets = rng.permutation(np.flatnonzero(place > 0))
-        bucket = np.minimum(place[targets], self.history) // 4
-        targets = targets[np.argsort(bucket, kind="stable")]
-        chunks = [targets[start : start + self.batch_size] for start in range(0, len(targets), self.batch_size)]
-        owed = 0.0
-        for chunk in rng.permutation(len(chunks)):
-            yield self._render(data, self._seen(data, "sequential"), chunks[chunk], user, rng, reviewed)
-            owed += self.other_share if others else 0.0
-            while owed >= 1:
-                owed -= 1
-                family = others[rng.integers(len(others))]
-                rows = rng.integers(0, len(user), self.batch_size)
-                yield self._render(data, self._seen(data, family), rows, user, rng, reviewed)
+    def _epoch_batches(self, histories: Histories, rng: np.random.Generator) -> Iterator[Batch]:
+        return self._batches(histories).epoch(rng)
 
     def hide(self, dataset: Dataset, fair: Mapping[str, Any], *, key: Key | None = None) -> None:
         """Train a fair prompt in front of a network that is fitted already, as the option `fair` does after `fit`."""
@@ -251,76 +231,11 @@ class P5(GenerativeRecommender):
         rng = generator(key, Purpose.FAIR_PROMPT)
         self.network.prefixed = True
         labels = torch.as_tensor(self._attribute[self._attribute >= 0], device=self.device)
+        drawn = self._batches(self.histories).told(self._attribute, self.fair.batch_size, rng)
+        batches = ([torch.as_tensor(part, device=self.device) for part in batch] for batch in drawn)
         with seeded(int(rng.integers(2**31)), self.device):
             self.network.prefix = FairPrefix(self.network.size, self.fair.length).to(self.device)
-            self.fair_losses = train_prefix(self.network, self._told_batches(rng), labels, self.trie, self.fair)
-
-    def _told_batches(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Without end: prompts of random users who told their attribute, what came next, and the attribute."""
-        assert self.fair is not None
-        assert self._attribute is not None
-        histories, data = self.histories, self._data(self.histories)
-        user = np.repeat(np.arange(histories.n_users), histories.lengths)
-        told = np.flatnonzero((self._attribute >= 0) & (histories.lengths > 1))
-        if not len(told):
-            raise ConfigError(f"fair: nobody with a history told {self.fair.attribute}; expected some users")
-        prompts = self._seen(data, "sequential")
-        while True:
-            who = told[rng.integers(0, len(told), self.fair.batch_size)]
-            last = rng.random(len(who)) < 0.5  # the others stop anywhere in their history
-            place = np.where(last, histories.lengths[who] - 1, rng.integers(1, histories.lengths[who]))
-            prompt = prompts[rng.integers(len(prompts))]  # one for all, which keeps the rows in order
-            batch = self._render(data, [prompt], histories.ptr[who] + place, user, rng, None)
-            sources, targets = (torch.as_tensor(part, device=self.device) for part in batch)
-            yield sources, targets, torch.as_tensor(self._attribute[who], device=self.device)
-
-    def _seen(self, data: TextData, family: str) -> list[Prompt]:
-        return data.usable(self.book.seen(family))
-
-    def _render(
-        self,
-        data: TextData,
-        prompts: list[Prompt],
-        places: LongArray,
-        user: LongArray,
-        rng: np.random.Generator,
-        reviewed: tuple[LongArray, LongArray] | None,
-    ) -> tuple[LongArray, LongArray]:
-        """One random prompt per interaction, padded to one batch of sources and targets."""
-        histories, choice = data.histories, rng.integers(0, len(prompts), len(places))
-        rows = self._rows(histories, places, user, prompts[0].family, rng, reviewed)
-        parts = []
-        for number, prompt in enumerate(prompts):
-            some = _take(rows, choice == number)
-            if "answer" in prompt.fields:
-                strange = rng.integers(0, histories.n_items, len(some.items))
-                some = replace(some, items=np.where(some.liked, some.items, strange))
-            if len(some.users):
-                parts.append(data.render(prompt, some, rng))
-        return _stack([source for source, _ in parts]), _stack([target for _, target in parts])
-
-    def _rows(
-        self,
-        histories: Histories,
-        places: LongArray,
-        user: LongArray,
-        family: str,
-        rng: np.random.Generator,
-        reviewed: tuple[LongArray, LongArray] | None,
-    ) -> Rows:
-        """The interactions at these places of the histories; some families draw others, that they can ask about."""
-        liked, reviews = np.ones(len(places), np.bool_), np.full(len(places), -1)
-        if family == "rating":
-            rated = np.flatnonzero(~np.isnan(histories.ratings))
-            places = rated[rng.integers(0, len(rated), len(places))]
-        elif family == "direct":
-            liked = rng.random(len(places)) < 0.5
-        elif family in ("explanation", "review"):
-            assert reviewed is not None
-            drawn = rng.integers(0, len(reviewed[0]), len(places))
-            reviews, places = reviewed[0][drawn], reviewed[1][drawn]
-        items = histories.items[places].astype(np.int64)
-        return Rows(user[places], places, items, histories.ratings[places], liked, reviews)
+            self.fair_losses = train_prefix(self.network, batches, labels, self.trie, self.fair)
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -344,7 +259,7 @@ class P5(GenerativeRecommender):
             sources = data._history(rows)
             sources[:, 0] = np.where(sources[:, 0] < 0, 0, sources[:, 0])
         else:
-            prompts = self._seen(data, "sequential")
+            prompts = data.usable(self.book.seen("sequential"))
             prompt = prompts[0] if self.ask == "seen" else self.book.unseen("sequential")
             sources = data.source(prompt, rows, rng, crop=False)
         return torch.as_tensor(sources, device=self.device)
@@ -380,7 +295,7 @@ class P5(GenerativeRecommender):
         tokens = data._numbers(seen.astype(np.float32))[:, 0]
         values, first = np.unique(tokens, return_index=True)
         stars = torch.as_tensor(seen[first], dtype=torch.float32, device=self.device)
-        prompt = self.book.unseen("rating") if unseen else self._seen(data, "rating")[0]
+        prompt = self.book.unseen("rating") if unseen else data.usable(self.book.seen("rating"))[0]
         out = np.empty(len(users), np.float32)
         for start in range(0, len(users), 256):
             some = slice(start, start + 256)
@@ -455,7 +370,7 @@ class P5(GenerativeRecommender):
         sources = self._data(self.histories).source(prompt, rows, np.random.default_rng(0))
         size = 4 * self.score_batch
         if len(sources) > size:
-            parts = [_take(rows, slice(start, start + size)) for start in range(0, len(sources), size)]
+            parts = [rows.take(slice(start, start + size)) for start in range(0, len(sources), size)]
             return [text for part in parts for text in self._write(prompt, part, max_tokens)]
         with self.network.bare():
             states, mask = self.network.encode(torch.as_tensor(sources, device=self.device))
@@ -494,15 +409,3 @@ def _attribute(dataset: Dataset, name: str) -> NDArray[np.int64]:
     if len(distinct) < 2:
         raise ConfigError(f"fair: all users of {dataset.name} have the same {name}; expected two values or more")
     return numbers
-
-
-def _take(rows: Rows, mask: NDArray[np.bool_] | slice) -> Rows:
-    return Rows(
-        rows.users[mask], rows.ends[mask], rows.items[mask], rows.ratings[mask], rows.liked[mask], rows.reviews[mask]
-    )
-
-
-def _stack(parts: list[LongArray]) -> LongArray:
-    """Blocks of unequal width one below the other, -1 after the end."""
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for part in parts])

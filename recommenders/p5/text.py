@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,6 +114,10 @@ class Rows:
     ratings: NDArray[np.float32]
     liked: NDArray[np.bool_]  # whether the user consumed the item, for yes and no
     reviews: LongArray  # row of the review, -1 = none
+
+    def take(self, rows: NDArray[Any] | slice) -> Rows:
+        """These rows (a mask, indices or a slice)."""
+        return Rows(*(getattr(self, part.name)[rows] for part in fields(self)))
 
 
 @dataclass

@@ -69,13 +69,10 @@ def test_as_an_option_it_is_trained_after_the_fit_and_comes_back_from_disk(tmp_p
 
 def test_batches_pair_each_prompt_with_its_own_users_attribute():
     recommender = fitted(fair=FAIR)
-    first, batches, seen = (
-        recommender.vocabulary.user_offset,
-        recommender._told_batches(np.random.default_rng(0)),
-        set(),
-    )
+    drawn = recommender._batches(recommender.histories).told(recommender._attribute, 16, np.random.default_rng(0))
+    first, seen = recommender.vocabulary.user_offset, set()
     for _ in range(8):
-        sources, _, labels = next(batches)
+        sources, _, labels = next(drawn)
         for source, label in zip(sources, labels.tolist(), strict=True):
             digits = source[(source >= first) & (source < first + 100)].tolist()
             if digits:  # some prompts do not name the user

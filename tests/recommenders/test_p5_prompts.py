@@ -12,8 +12,8 @@ from recommenders.testing import small_dataset, small_log
 from simenv.errors import ConfigError, DataError
 
 REVIEWS = Reviews(
-    users=np.array([0, 1]),
-    items=np.array([5, 6]),
+    users=np.array([8, 34]),  # these pairs are in `small_log`
+    items=np.array([26, 44]),
     texts=("a long night by the river", "too much stone"),
     summaries=("long night", "stony"),
     features=("river", "stone"),
