@@ -2,10 +2,11 @@
 
     python benchmarks/p5_fairness.py --data FOLDER [--dataset ml-1m] [--minutes 6] [--model FOLDER]
 
-One backbone is trained, or read from what `python -m recommenders.p5 train --model p5` saved; for each attribute a fair prompt is trained in front of it, on the attribute as told by four
-fifths of the users. Columns: AUC of a logistic attacker on all users, and on those who never told; AUC of the same
-attacker on the lists themselves (shares of genres, and mean popularity, of the top 10); HR@10 and NDCG@10 on
-leave-one-out, whole catalogue, seen items left out. Seconds are CPU seconds.
+One backbone is trained, or read from what `python -m recommenders.p5 train --model p5` saved; for each attribute a fair
+prompt is trained in front of it, on the attribute as told by four fifths of the users. Columns: AUC of a logistic
+attacker on all users, and on those who never told; AUC of the same attacker on the lists themselves (shares of genres,
+and mean popularity, of the top 10); HR@10 and NDCG@10 on leave-one-out, whole catalogue, seen items left out. Seconds
+are CPU seconds.
 """
 
 from __future__ import annotations
