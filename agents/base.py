@@ -178,7 +178,7 @@ class UserModel(ABC):
 
     def sessions(self, n_rows: int, **options: Any) -> Sessions:
         """Rows in which these users can be served page by page; options as of `agents.sessions.Sessions`."""
-        from agents.sessions import ModelSessions
+        from agents.model_sessions import ModelSessions
 
         return ModelSessions(self, n_rows, **options)
 

@@ -1,6 +1,6 @@
 """The embedded user models: ChoiceModel, a position-biased logit, and RankAcceptance, which looks at ranks alone.
 
-A click is a Bernoulli draw of P(examined) * P(chosen | examined). The choice step is one compiled pass over the batch;
+A click is a Bernoulli draw of P(examined) * P(chosen | examined). The choice step is compiled, in `agents.choice_rule`;
 `tests/agents/test_choice.py` holds the same step in plain NumPy.
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.base import UserModel, require, row_dot, sigmoid
+from agents.base import UserModel, require
+from agents.choice_rule import PAGE, ROUND, SEED, USER, answer_pages, scratch, unpack_rule
 from agents.population import Dynamics
-from simenv.datasets.base import Dataset, LongArray, Tastes
-from simenv.randomness import Key, Purpose, fold, prefix, to_uniform, uniforms
+from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
+from simenv.randomness import Key, Purpose, uniforms
 from simenv.reference import midrank_percentile
 from simenv.slates import Responses
 
@@ -131,6 +131,15 @@ class ChoiceModel(UserModel):
     def _bind(self, dataset: Dataset, tastes: Tastes) -> None:
         self._scale = dataset.rating_scale
         self._popularity = midrank_percentile(self.population.click_counts)
+        traits = self.population.traits
+        columns = (
+            tastes.choice.user_bias,
+            tastes.rating.user_bias,
+            1.0 - traits.conformity_pct,
+            traits.diversity_pct,
+            traits.activity_pct,
+        )
+        self.trait_rows = np.stack(columns, axis=1).astype(np.float32)
 
     def end_round(self, round: int) -> None:
         super().end_round(round)
@@ -150,13 +159,21 @@ class ChoiceModel(UserModel):
         return np.arange(1, k + 1, dtype=np.float64) ** -self.position_decay
 
     def sessions(self, n_rows: int, **options: Any) -> Sessions:
-        from agents.sessions import ChoiceSessions
+        from agents.choice_sessions import ChoiceSessions
 
         return ChoiceSessions(self, n_rows, **options)
 
+    def item_arrays(self, popularity: FloatArray) -> tuple[NDArray[Any], ...]:
+        """What `answer_pages` needs of items, at this visible popularity, (n_items,)."""
+        population = self.population
+        choice, rating = population.tastes.choice, population.tastes.rating
+        heads = (choice.item_vectors, choice.item_bias, rating.item_vectors, rating.item_bias)
+        return (*heads, popularity, population.genre_ptr, population.genre_ids)
+
     def parameters(self) -> NDArray[np.float64]:
-        """Everything a compiled pass needs beside arrays, (23,), in the order in which `agents.sessions` reads it."""
-        d, scale = self._dynamics, self._scale
+        """Everything a compiled pass needs beside arrays, (23,), in the order of `agents.choice_rule.unpack_rule`; the
+        last five are the rates of `agents.population.live_through`."""
+        scale = self._scale
         return np.array(
             [
                 *self._weights,
@@ -165,56 +182,37 @@ class ChoiceModel(UserModel):
                 self.continue_click,
                 self.continue_skip,
                 *(self.population.tastes.rating_noise, scale.low, scale.high, scale.step, self.rating_rate),
-                *(d.drift, d.drift_skip, d.satiation_gain, d.fatigue_gain, d.satisfaction_memory),
+                *self._dynamics.rates,
             ],
             np.float64,
         )
 
     def _respond(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Responses:
         population = self.population
-        choice, rating = population.tastes.choice, population.tastes.rating
-        traits = population.traits
-        shape = slates.shape
-        examined, clicked = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
-        ratings, utility = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
-        exited = np.zeros(len(users), np.bool_)
-        states = tuple(
-            prefix(key.seed, purpose)
-            for purpose in (Purpose.EXAMINE, Purpose.CLICK, Purpose.RATING, Purpose.RATING_SECOND, Purpose.EXIT)
-        )
-        _respond(
+        n, shape = len(users), slates.shape
+        who = np.empty((n, 4), np.int64)
+        who[:, USER], who[:, SEED], who[:, ROUND], who[:, PAGE] = users, key.seed, key.round, key.page
+        examined, clicked = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
+        ratings, utility = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        exited = np.empty(n, np.bool_)
+        answer_pages(
+            np.ones(n, np.bool_),
+            who,
             users,
             slates,
-            states,
-            key.round,
-            key.page,
-            population.vectors,
-            choice.item_vectors,
-            choice.user_bias,
-            choice.item_bias,
-            (rating.user_vectors, rating.item_vectors, rating.user_bias, rating.item_bias),
-            (population.tastes.rating_noise, self._scale.low, self._scale.high, self._scale.step, self.rating_rate),
-            self._weights,
-            self._exit,
-            self.examination_probabilities(shape[1]),
-            self.examination == "cascade",
-            (self.continue_click, self.continue_skip),
-            1.0 - traits.conformity_pct,
-            traits.diversity_pct,
-            traits.activity_pct,
-            self._popularity,
-            population.genre_ptr,
-            population.genre_ids,
-            population.genre_counts,
-            population.satiation,
-            population.fatigue,
-            population.satisfaction,
-            self._dynamics.satisfaction_memory,
-            examined,
-            clicked,
-            ratings,
-            utility,
-            exited,
+            self.item_arrays(self._popularity),
+            unpack_rule.py_func(self.parameters(), self.examination_probabilities(shape[1]), False, True),
+            self.trait_rows,
+            population.tastes.rating.user_vectors,
+            (
+                population.vectors,
+                population.genre_counts,
+                population.satiation,
+                population.fatigue,
+                population.satisfaction,
+            ),
+            scratch(shape[1], population.n_items),
+            (examined, clicked, ratings, utility, exited, np.float32(np.nan)),
         )
         return Responses(examined=examined, clicked=clicked, ratings=ratings, utility=utility, exited=exited)
 
@@ -274,164 +272,3 @@ def first_copies(slates: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Which slots are filled and hold the first copy of their item, (B, K)."""
     earlier = (slates[:, :, None] == slates[:, None, :]) & np.tri(slates.shape[1], k=-1, dtype=np.bool_)
     return np.asarray((slates >= 0) & ~earlier.any(axis=2))
-
-
-@nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _respond(
-    users: Any,
-    slates: Any,
-    states: Any,
-    round_: int,
-    page: int,
-    vectors: Any,
-    item_vectors: Any,
-    user_bias: Any,
-    item_bias: Any,
-    rating_head: Any,
-    rating_rule: Any,
-    weights: Any,
-    exit_rule: Any,
-    examination: Any,
-    cascade: bool,
-    go_on: Any,
-    conformity: Any,
-    diversity: Any,
-    activity: Any,
-    popularity: Any,
-    genre_ptr: Any,
-    genre_ids: Any,
-    genre_counts: Any,
-    satiation: Any,
-    fatigue: Any,
-    satisfaction: Any,
-    satisfaction_memory: float,
-    examined: Any,
-    clicked: Any,
-    ratings: Any,
-    utility: Any,
-    exited: Any,
-) -> None:  # pragma: no cover - compiled
-    rating_users, rating_items, rating_user_bias, rating_item_bias = rating_head
-    items = (item_vectors, item_bias, rating_items, rating_item_bias, popularity, genre_ptr, genre_ids)
-    rule = (rating_rule, weights, exit_rule, examination, cascade, go_on, satisfaction_memory, False, True)
-    for row in range(len(users)):
-        user = users[row]
-        exited[row] = answer_page(
-            row,
-            (states, user, round_, page),
-            slates,
-            items,
-            rule,
-            (vectors, rating_users, user_bias[user], rating_user_bias[user]),
-            (conformity[user], diversity[user], activity[user]),
-            (user, genre_counts, satiation, fatigue[user], satisfaction[user]),
-            (examined, clicked, ratings, utility),
-        )
-
-
-@nb.njit(inline="always", cache=True)
-def answer_page(
-    row: int, key: Any, slates: Any, items: Any, rule: Any, taste: Any, traits: Any, mind: Any, outputs: Any
-) -> bool:  # pragma: no cover - compiled
-    """One user's answer to the page in `row` of `slates`, into the same row of the outputs; True = leaves after it.
-
-    The one place where the choice rule is written; inlined into whatever batch there is.
-
-    Args:
-        row: of slates and outputs.
-        key: (hash states after seed and purpose, user, round, page).
-        slates: (B, K).
-        items: choice vectors and biases, rating vectors and biases, popularity, genre lists.
-        rule: the model's parameters; whether slates are known to hold no item twice; whether utility is wanted for
-            every slot, or only for those examined.
-        taste: choice vectors, rating vectors (row `user`), the user's choice and rating bias.
-        traits: conformity, diversity and activity.
-        mind: the user's row in choice vectors, genre counts and satiation, and these two; fatigue and satisfaction.
-        outputs: examined, clicked, ratings, utility, (B, K) each.
-    """
-    states, user, round_, page = key
-    item_vectors, item_bias, rating_items, rating_item_bias, popularity, genre_ptr, genre_ids = items
-    rating_rule, weights, exit_rule, examination, cascade, go_on, satisfaction_memory, distinct, every_utility = rule
-    vectors, rating_users, user_bias, rating_user_bias = taste
-    own, genre_counts, satiation, fatigue, satisfaction = mind
-    examined, clicked, ratings, utility = outputs
-    examine_state, click_state, rating_state, rating_second_state, exit_state = states
-    noise, low, high, step, rating_rate = rating_rule
-    base, w_taste, w_conformity, w_novelty, w_satiation, w_fatigue = weights
-    exit_base, exit_page, exit_activity, exit_satisfaction = exit_rule
-    continue_click, continue_skip = go_on
-    k = slates.shape[1]
-    conformity, diversity, activity = traits
-    examine_key = fold(fold(fold(examine_state, user), round_), page)
-    click_key = fold(fold(fold(click_state, user), round_), page)
-    consumed = 0.0
-    for g in range(genre_counts.shape[1]):
-        consumed += genre_counts[own, g]
-    going_on = 1.0
-    missed = 1.0
-    for rank in range(k):
-        item = slates[row, rank]
-        if item < 0:
-            continue
-        bias = user_bias + item_bias[item]
-        if every_utility:
-            affinity = row_dot(vectors, own, item_vectors, item)
-            utility[row, rank] = sigmoid(affinity + bias)
-        if not distinct:
-            copy = False
-            for earlier in range(rank):
-                if slates[row, earlier] == item:
-                    copy = True
-            if copy:
-                continue
-        chance = going_on if cascade else examination[rank]
-        if cascade:
-            if going_on == 0.0:
-                continue
-        elif chance < 1.0 and to_uniform(fold(examine_key, item)) >= chance:
-            continue
-        if not every_utility:
-            affinity = row_dot(vectors, own, item_vectors, item)
-            utility[row, rank] = sigmoid(affinity + bias)
-        examined[row, rank] = True
-        missed *= 1.0 - utility[row, rank]
-        sated, familiar = 0.0, 0.0
-        first, last = genre_ptr[item], genre_ptr[item + 1]
-        for g in range(first, last):
-            sated += satiation[own, genre_ids[g]]
-            familiar += genre_counts[own, genre_ids[g]]
-        if last > first:
-            sated /= last - first
-            familiar = familiar / (last - first) / consumed if consumed > 0 else 0.0
-        logit = (
-            base
-            + w_taste * affinity
-            + bias
-            + w_conformity * conformity * (popularity[item] - 0.5)
-            + w_novelty * diversity * (0.5 - familiar)
-            - w_satiation * sated
-            - w_fatigue * fatigue
-        )
-        click = to_uniform(fold(click_key, item)) < sigmoid(logit)
-        if cascade:
-            on = continue_click if click else continue_skip
-            if to_uniform(fold(examine_key, item)) >= on:
-                going_on = 0.0
-        if not click:
-            continue
-        clicked[row, rank] = True
-        first_draw = to_uniform(fold(fold(fold(fold(rating_state, user), round_), page), item))
-        second_state = fold(fold(fold(fold(rating_second_state, user), round_), page), item)
-        second_draw = to_uniform(second_state)
-        if rating_rate < 1.0 and to_uniform(fold(second_state, 1)) >= rating_rate:
-            continue
-        normal = np.sqrt(-2.0 * np.log(1.0 - first_draw)) * np.cos(2.0 * np.pi * second_draw)
-        latent = (
-            row_dot(rating_users, user, rating_items, item) + rating_user_bias + rating_item_bias[item] + noise * normal
-        )
-        latent = min(max(latent, low), high)
-        ratings[row, rank] = low + np.floor((latent - low) / step + 0.5) * step
-    mood = satisfaction_memory * satisfaction + (1.0 - satisfaction_memory) * (1.0 - missed)
-    hazard = exit_base + exit_page * page - exit_activity * activity - exit_satisfaction * mood
-    leave = to_uniform(fold(fold(fold(fold(exit_state, user), round_), page), 0))
-    return leave < sigmoid(hazard)

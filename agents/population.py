@@ -63,6 +63,13 @@ class Dynamics:
             if not 0.0 <= value <= upper:
                 raise ConfigError(f"agent.{name}={value}: expected a number in [0, {upper}]")
 
+    @property
+    def rates(self) -> tuple[float, float, float, float, float]:
+        """What compiled passes need: drift, drift_skip, satiation_gain, fatigue_gain, satisfaction_memory."""
+        named = (self.drift, self.drift_skip, self.satiation_gain, self.fatigue_gain, self.satisfaction_memory)
+        a, b, c, d, e = map(float, named)
+        return a, b, c, d, e
+
 
 class Population:
     """The users of a world.
@@ -173,7 +180,6 @@ class Population:
             responses: aligned with the slates.
             key: round and page of the page.
         """
-        d = self.dynamics
         recent = self.recent_bits[key.round % _SLOTS] if len(self.recent_bits) else self.clicked_bits[:0]
         _absorb(
             np.asarray(users, np.int64),
@@ -187,7 +193,7 @@ class Population:
             self.genre_ptr,
             self.genre_ids,
             self.tastes.choice.item_vectors,
-            (d.drift, d.drift_skip, d.satiation_gain, d.fatigue_gain, d.satisfaction_memory),
+            self.dynamics.rates,
             self.vectors,
             self.satiation,
             self.fatigue,

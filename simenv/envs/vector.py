@@ -241,10 +241,9 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
 
     def _restart_and_play(self, restarting: NDArray[np.bool_], playing: NDArray[np.bool_]) -> tuple[Observation, int]:
         """NEXT_STEP: begin the sessions that are due, play the others; on a bad action nothing has happened."""
-        outside = (self._actions < 0) | (self._actions >= self.dataset.n_items)
-        bad = np.flatnonzero(outside & playing[:, None])
-        if len(bad):
-            return {}, int(bad[0])
+        bad = self.sessions.first_unknown(self._actions, playing)
+        if bad >= 0:
+            return {}, bad
         self.sessions.begin(restarting, keep=self._keep)
         return self.sessions.play(self._actions, playing)
 

@@ -1,0 +1,102 @@
+"""ModelSessions: sessions of any user model, one call of its `respond` for each batch of pages.
+
+It knows no user model by name: whatever a model remembers of its users, it restores and forgets itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.session_rows import EPISODE, LEFT, PAGE, SEED, USER, finish_rows, observe_rows, serve_rows
+from agents.sessions import Observation, Sessions
+from simenv.datasets.base import FloatArray, LongArray
+from simenv.errors import ConfigError
+from simenv.randomness import Key
+
+if TYPE_CHECKING:
+    from agents.base import UserModel
+
+
+class ModelSessions(Sessions):
+    """Sessions of any user model, through its `respond`; rows of the same episode and page are one batch.
+
+    The model's own population changes, so two sessions cannot be of the same user: `n_rows` is at most half the users,
+    and a user who is being served already makes way for the next free one. Draws are keyed by (seed of the first row,
+    episode, page, user).
+    """
+
+    def __init__(self, users: UserModel, n_rows: int, **options: Any) -> None:
+        if n_rows > 1 and 2 * n_rows > users.population.n_users:
+            raise ConfigError(
+                f"num_envs={n_rows}: {users.name} users are served one session at a time, and there are "
+                f"{users.population.n_users}; expected at most {users.population.n_users // 2}"
+            )
+        super().__init__(users, n_rows, **options)
+        self._start = users.state_dict()
+
+    def begin(self, rows: NDArray[np.bool_], users: LongArray | None = None, *, keep: bool = False) -> None:
+        super().begin(rows, users)
+        taken = set(self.who[~rows, USER].tolist())
+        for row in np.flatnonzero(rows):
+            user = int(self.who[row, USER])
+            while user in taken:
+                user = (user + 1) % self.n_users
+            taken.add(user)
+            if user != self.who[row, USER]:
+                self.who[row, EPISODE] -= 1
+                super().begin(np.arange(self.n_rows) == row, np.full(self.n_rows, user, np.int64))
+        if keep:
+            self.users.end_round(int(self.who[rows, EPISODE].max()) - 1)
+        else:
+            self.users.forget(self.who[rows, USER], self._start)
+
+    def restore_world(self) -> None:
+        super().restore_world()
+        self.users.load_state_dict(self._start)
+
+    def renew_popularity(self) -> None:
+        np.copyto(self.click_counts, self.users.population.click_counts)
+        super().renew_popularity()
+
+    def true_utility(self) -> FloatArray:
+        return self.users.utility(self.who[:, USER])
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"users": self.users.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.users.load_state_dict(state["users"])
+
+    def copy(self) -> ModelSessions:
+        other = super().copy()
+        assert isinstance(other, ModelSessions)
+        other.users = self.users.twin()
+        return other
+
+    def _play(self, slates: LongArray, playing: NDArray[np.bool_], observation: Observation) -> int:
+        bad = self.first_unknown(slates, playing)
+        if bad >= 0:
+            return bad
+        served = np.empty(slates.shape, np.int32)
+        serve_rows(playing, slates, self.bits, self.repeat == "never", np.zeros(self.n_items, np.bool_), served)
+        population = self.users.population
+        stamps = np.unique(self.who[playing][:, [EPISODE, PAGE]], axis=0)
+        for episode, page in stamps:
+            rows = np.flatnonzero(playing & (self.who[:, EPISODE] == episode) & (self.who[:, PAGE] == page))
+            key = Key(int(self.who[0, SEED]), int(episode), int(page))
+            users = self.who[rows, USER]
+            responses = self.users.respond(users, served[rows], key)
+            self.examined[rows], self.clicked[rows] = responses.examined, responses.clicked
+            self.ratings[rows], self.utility[rows] = responses.ratings, np.nan_to_num(responses.utility)
+            self.parts[rows, LEFT] = responses.exited
+            self.bits[rows] = population.clicked_bits[users]
+            self.genre_counts[rows] = population.genre_counts[users]
+        left, page = self.parts[:, LEFT] > 0, (self.clicked, self.ratings, self.utility)
+        finish_rows(playing, slates, left, self.no_rating, self.history_size, self.who, self._seen, page, self.parts)
+        out = tuple(observation.values())
+        observe_rows(playing, False, self.who, self.genre_counts, self._profile, self.no_rating, self._seen, out)
+        return -1
