@@ -19,7 +19,7 @@ TEMPLATE = (
 )
 
 
-def save_tiny_model(folder, *, numbers: bool = False, template: str | None = TEMPLATE):
+def save_tiny_model(folder, *, numbers: bool = False, template: str | None = TEMPLATE, max_length: int = 2048):
     """A Llama of a few thousand weights that knows ASCII, one token a character; with `numbers`, also 10 to 100."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from tokenizers import decoders as decoding
@@ -50,7 +50,7 @@ def save_tiny_model(folder, *, numbers: bool = False, template: str | None = TEM
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=2048,
+        max_position_embeddings=max_length,
         initializer_range=0.5,
         eos_token_id=2,
         pad_token_id=0,
