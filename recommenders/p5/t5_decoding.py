@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recommenders.p5.text import PAD
-from recommenders.p5.trie import NEVER, Level, child_logits
+from recommenders.p5.trie import NEVER, Level, child_logits, rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class T5Scorer:
         block = self.blocks[0]
         mixed = self._mix(self.word_queries[last][None], list(self.word_keys[along]), list(self.word_values[along]))
         x = self.words[last] + block.layer[0].SelfAttention.o(mixed[0])
-        return x[nodes], block.layer[1].EncDecAttention.q(_normed(block.layer[1].layer_norm, x))[nodes]
+        return rows(x, nodes), rows(block.layer[1].EncDecAttention.q(_normed(block.layer[1].layer_norm, x)), nodes)
 
     def _step(self, x: Tensor, queries: Tensor, state: Paths | None, above: tuple[Tensor, ...]) -> Paths:
         """The decoder on the last token of each path, from the first layer's question to the prompt on."""
@@ -110,11 +110,11 @@ class T5Scorer:
     def _mix(self, q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         """Attention of each node (.., M, heads * d_kv) to its ancestors and itself, one tensor per depth."""
         q = self._split(q)
-        logits = torch.stack([(q * self._split(key)).sum(-1) for key in keys], dim=-1)
-        weights = (logits + self.position_bias[:, -len(keys) :]).softmax(-1)
-        mixed = weights[..., :1] * self._split(values[0])
-        for place, value in enumerate(values[1:], 1):
-            mixed = torch.addcmul(mixed, weights[..., place, None], self._split(value))
+        logits = torch.stack([(q * self._split(key)).sum(-1) for key in keys])  # (length, .., M, heads)
+        weights = (logits + self.position_bias[-len(keys) :, None, None]).softmax(0)[..., None]
+        mixed = weights[0] * self._split(values[0])
+        for weight, value in zip(weights[1:], values[1:], strict=True):
+            mixed = torch.addcmul(mixed, weight, self._split(value))
         return mixed.flatten(-2)
 
     def _cross(self, number: int, q: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class T5Scorer:
 
 
 def _position_bias(attention: Any, length: int) -> Tensor:
-    """Relative position bias (heads, length) of the last token of a path towards all of it."""
+    """Relative position bias (length, heads) of the last token of a path towards all of it."""
     places = torch.arange(length, device=attention.relative_attention_bias.weight.device)
     bucket = attention._relative_position_bucket(
         places[None] - (length - 1),
@@ -136,7 +136,7 @@ def _position_bias(attention: Any, length: int) -> Tensor:
         num_buckets=attention.relative_attention_num_buckets,
         max_distance=attention.relative_attention_max_distance,
     )
-    return cast(Tensor, attention.relative_attention_bias(bucket)[0].T)
+    return cast(Tensor, attention.relative_attention_bias(bucket)[0])
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:
@@ -156,5 +156,6 @@ def _along(nodes: tuple[Tensor, ...], above: tuple[Tensor, ...]) -> list[Tensor]
         if node.shape[1] == 1 or len(index) == 1:
             found.append(node if node.shape[1] == 1 else node[:, index[0]])
         else:
-            found.append(node.gather(1, index[..., None].expand(-1, -1, node.shape[-1])))
+            first = torch.arange(len(node), device=node.device)[:, None] * node.shape[1]
+            found.append(rows(node.flatten(0, 1), index + first))
     return [*found, nodes[-1]]

@@ -202,7 +202,8 @@ def beam_items(
     for depth, level in enumerate(trie.levels):
         if depth > 0:
             state = scorer.extend(state, level, parents, nodes)
-        steps = (scorer.logits(state, level, level.child_tokens[nodes]).float() + level.closed[nodes]).log_softmax(-1)
+        logits = scorer.logits(state, level, rows(level.child_tokens, nodes)).float()
+        steps = (logits + rows(level.closed, nodes)).log_softmax(-1)
         if reached is not None:
             steps = steps + reached[:, :, None]
         scores, at_leaves = steps.flatten(1), depth == trie.depth - 1
@@ -229,6 +230,11 @@ def _ranked(scores: Tensor, items: Tensor, k: int) -> tuple[Tensor, Tensor]:
         items = torch.nn.functional.pad(items, (0, missing), value=-1)
         scores = torch.nn.functional.pad(scores, (0, missing), value=NEVER)
     return items, scores
+
+
+def rows(table: Tensor, places: Tensor) -> Tensor:
+    """`table[places]`, (*places.shape, n), copied row by row."""
+    return table.index_select(0, places.flatten()).view(*places.shape, table.shape[-1])
 
 
 def child_logits(hidden: Tensor, output: Tensor, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
