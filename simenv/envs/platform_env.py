@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +19,7 @@ from simenv.errors import SimenvError
 from simenv.events import Events
 from simenv.measures import coverage, gini
 from simenv.metrics import METRICS
+from simenv.randomness import hash64
 from simenv.reference import Group, Reference
 from simenv.registration import RECOMMENDERS, make, resolve
 
@@ -86,6 +90,7 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         repeat: str = "never",
         render_mode: str | None = None,
     ) -> None:
+        self._options = {name: value for name, value in locals().items() if name != "self"}
         from simenv.platform import Platform, Schedule  # Mesa loads here
 
         if render_mode not in (None, "ansi"):
@@ -130,6 +135,7 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._action = np.zeros(len(KNOBS), np.float32)
         self._measured: dict[str, float] = {}
         self._playing = False
+        self._seed: int | None = None  # of the episode; None before the first
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -139,7 +145,8 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         check_options(options, ())
         self.users.load_state_dict(self._start)
         self._set_knobs(np.zeros(len(KNOBS), np.float32))
-        self.platform.restart(int(self.np_random.integers(2**62)))
+        self._seed = int(self.np_random.integers(2**62))
+        self.platform.restart(self._seed)
         self._measured, self._playing = {}, True
         return self._observation(), {"round": 0}
 
@@ -172,7 +179,85 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         figures = ", ".join(f"{name} {self._measured[name]:.3f}" for name in OBSERVED if name in self._measured)
         return f"round {self.platform.round} of {self.rounds}: {knobs}\n{figures or 'nothing played yet'}\n"
 
+    # -- beyond Gymnasium -------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that changes, as copies; can be pickled. Population, feedback and recommender are the files of a
+        run's checkpoint, by name.
+
+        Raises:
+            ResetNeededError: before `reset`.
+        """
+        if self._seed is None:
+            raise ResetNeededError("Cannot call env.get_state() before calling env.reset()")
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) / "platform"
+            self.platform.save(root)
+            files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        return {
+            "files": files,
+            "seed": self._seed,
+            "round_events": self.platform.round_events,
+            "action": self._action.copy(),
+            "measured": self._measured.copy(),
+            "playing": self._playing,
+            "np_random": copy.deepcopy(self._np_random),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `get_state` was called, in an environment made with the same options.
+
+        Raises:
+            OptionError: the options were others; then only `reset` or another `set_state` helps.
+        """
+        self._playing = False
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in state["files"].items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            try:
+                self.platform.load(Path(folder))
+            except SimenvError as error:
+                raise OptionError(f"state: not of an environment with these options ({error})") from error
+        self._set_knobs(state["action"].copy())
+        self._set_seed(state["seed"])
+        self.platform.round_events = state["round_events"]
+        self._measured, self._playing = state["measured"].copy(), state["playing"]
+        self._np_random = copy.deepcopy(state["np_random"])
+
+    def fork(self, n: int, *, luck: str = "same") -> list[PlatformEnv]:
+        """`n` independent environments in this very state, over the same data set; each fits a recommender of its own.
+
+        Args:
+            n: how many.
+            luck: ``same``: all draws to come are those this environment would make; ``fresh``: each branch has its own.
+
+        Raises:
+            OptionError: agent or recommender were given as objects, of which there is one.
+        """
+        if luck not in ("same", "fresh"):
+            raise OptionError(f"luck={luck!r}: expected same or fresh")
+        for name in ("agent", "recommender"):
+            if not isinstance(self._options[name], (str, Mapping)):
+                raise OptionError(
+                    f"fork: {name} is an object, which branches cannot share; expected a name or a mapping"
+                )
+        state = self.get_state()
+        branches = []
+        for branch in range(check_size("n", n, 0)):
+            other = PlatformEnv(**(self._options | {"dataset": self.dataset}))
+            if luck == "fresh":
+                state["seed"] = int(hash64(self._seed or 0, -1, branch, 0, self.platform.round, 0) >> np.uint64(2))
+            other.set_state(state)
+            branches.append(other)
+        return branches
+
     # -- parts ------------------------------------------------------------------------------------------------
+
+    def _set_seed(self, seed: int) -> None:
+        self._seed = seed
+        self.platform.world_seed = self.platform.fit_seed = self.platform.luck_seed = seed
 
     def _checked(self, action: Any) -> NDArray[np.float32]:
         values = np.asarray(action)

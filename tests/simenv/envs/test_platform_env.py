@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 from typing import Any
 
 import gymnasium as gym
@@ -188,3 +189,92 @@ def test_steps_out_of_turn_are_refused(small_world: Dataset) -> None:
         env.step(NOTHING)
     with pytest.raises(ConfigError, match="reset option 'x'"):
         env.reset(options={"x": 1})
+
+
+# -- snapshots ------------------------------------------------------------------------------------------------
+
+
+def go_on(env: PlatformEnv, n: int = 3) -> list[Any]:
+    """What the next rounds bring, impressions included."""
+    happened: list[Any] = []
+    for step in range(n):
+        observation, *rest = env.step(np.array([0.2, 0.1 * step, 0.3], np.float32))
+        events = env.platform.round_events
+        assert events is not None
+        happened.append((observation.tolist(), *rest, events.item.tolist(), events.clicked.tolist()))
+    return happened
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recommender": "als", "attrition": 0.5, "max_pages": 2},
+        {"recommender": {"name": "itemknn", "neighbours": 5}, "retrain_every": 2, "activity": 0.6},
+        {
+            "agent": {"name": "choice", "drift": 0.05, "satiation_gain": 2.0},
+            "recommender": {"_target_": "recommenders.linucb.LinUCB"},
+        },
+    ],
+)
+def test_a_restored_state_goes_on_bit_for_bit(small_world: Dataset, options: dict[str, Any]) -> None:
+    env, other = make(small_world, rounds=9, **options), make(small_world, rounds=9, **options)
+    env.reset(seed=5)
+    go_on(env, 2)
+    state = pickle.loads(pickle.dumps(env.get_state()))
+    went_on = go_on(env)
+    other.set_state(state)
+    assert other.render() == env.render()
+    assert go_on(other) == went_on
+    other.reset(seed=8)
+    go_on(other, 1)
+    other.set_state(state)
+    assert go_on(other) == went_on
+    assert other.reset()[0].tolist() == env.reset()[0].tolist()
+    assert go_on(other) == go_on(env)
+
+
+def test_branches_have_the_same_luck_or_their_own(small_world: Dataset) -> None:
+    env = make(small_world, rounds=9)
+    env.reset(seed=5)
+    go_on(env, 2)
+    same, again = env.fork(2)
+    fresh, fresher = env.fork(2, luck="fresh")
+    went_on = go_on(env)
+    assert go_on(same) == went_on
+    go_on(fresh, 1)
+    assert go_on(again) == went_on
+    futures = [went_on, go_on(fresh, 2), go_on(fresher)]
+    assert all(futures[a] != futures[b] for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_an_ended_episode_is_restored_as_ended(small_world: Dataset) -> None:
+    env, other = make(small_world, rounds=1), make(small_world, rounds=1)
+    env.reset(seed=0)
+    go_on(env, 1)
+    other.set_state(env.get_state())
+    with pytest.raises(gym.error.ResetNeeded, match="after the episode has ended"):
+        other.step(NOTHING)
+
+
+def test_snapshots_that_cannot_be_had_are_refused(small_world: Dataset) -> None:
+    from recommenders.neighbours import ItemKNN
+
+    env = make(small_world)
+    with pytest.raises(gym.error.ResetNeeded, match="get_state"):
+        env.get_state()
+    env.reset(seed=0)
+    with pytest.raises(ConfigError, match="luck='new'"):
+        env.fork(1, luck="new")
+    own = make(small_world, recommender=ItemKNN())
+    own.reset(seed=0)
+    with pytest.raises(ConfigError, match="recommender is an object"):
+        own.fork(1)
+    other = make(small_world, recommender="als")
+    other.reset(seed=0)
+    with pytest.raises(ConfigError, match="state: not of an environment with these options"):
+        other.set_state(env.get_state())
+    with pytest.raises(gym.error.ResetNeeded):
+        other.step(NOTHING)
+    other.reset(seed=0)
+    other.step(NOTHING)
