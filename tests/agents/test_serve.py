@@ -315,7 +315,6 @@ def test_llm_users_live_on_it_from_end_to_end(logits):
     platform = Platform(world, users, Popularity(), seed=0, schedule=Schedule(slate_size=3))
     for _ in range(2):
         platform.step()
-        assert len(platform.round_events.users)
     total = users.accounting["total"]
     assert total["pages"] == total["calls"] > 10
     assert total["fallbacks"] == 0
@@ -329,7 +328,7 @@ def test_a_signal_lets_what_is_in_flight_finish(server, logits):
             netloc = urlsplit(served.url).netloc
             asked = [stack.enter_context(contextlib.closing(HTTPConnection(netloc, timeout=60))) for _ in range(20)]
             for i, connection in enumerate(asked):
-                body = served.body(messages=[{"role": "user", "content": f"Film {i} " * 100}])
+                body = served.body(messages=[{"role": "user", "content": f"Film {i} " * 20}])
                 connection.request("POST", "/v1/chat/completions", json.dumps(body))
             assert served.get("/health")[0] == 200  # read after the others
             served.process.send_signal(number)
