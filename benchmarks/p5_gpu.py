@@ -2,10 +2,13 @@
 
     python benchmarks/p5_gpu.py --data FOLDER --out runs/p5 [--minutes 9] [--parts quality,ablation,time,speed,decoding]
     python benchmarks/p5_gpu.py --tiny --out runs/p5-tiny       # every part on a small synthetic world, on the CPU
+    python benchmarks/p5_gpu.py --tiny --device cuda --out runs/p5-try      # the same on the GPU, before the real thing
 
 FOLDER holds `amazon-beauty-2014/` and `ml-1m-u2999/`; no network is used. Each job is one line of the plan below; what
 is done stands in `results.json` and is not done again, so that the command is repeated until it says "all done". A job
-cut off by the time limit goes on from its checkpoint. `table.md` is rewritten after each job.
+cut off by the time limit goes on from its checkpoint; baselines, some minutes long, start again. A job that fails
+leaves its traceback in `results.json` and the others go on; `--retry` tries it again. `table.md` is rewritten after
+each job.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +36,6 @@ from recommenders.popularity import Popularity
 from recommenders.sequential import BERT4Rec, SASRec
 from simenv import datasets
 from simenv.datasets.base import Dataset
-from simenv.errors import RecommenderError
 from simenv.randomness import Key
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -61,7 +64,7 @@ TINY = {"embedding_size": 16, "layers": 1, "heads": 2, "epochs": 1, "batch_size"
 
 
 def plan() -> list[Job]:
-    """Every job, the most telling ones first."""
+    """Every job, the most telling ones first: one seed of everything, then the other seeds."""
     jobs: list[Job] = []
     for dataset in ("beauty", "ml-1m"):
         jobs += [
@@ -119,7 +122,9 @@ def plan() -> list[Job]:
          "options": {"n_items": items, "beams": beams}, "seed": 0}
         for items in (1_682, 12_101) for beams in (20, 100)
     ]  # fmt: skip
-    return jobs
+    order = [("quality", "beauty"), ("speed", "beauty"), ("decoding", "random"), ("quality", "ml-1m")]
+    place = {what: number for number, what in enumerate(order)}
+    return sorted(jobs, key=lambda job: (job["seed"], place.get((job["part"], job["dataset"]), len(order))))
 
 
 def key_of(job: Job) -> str:
@@ -261,6 +266,8 @@ def table(results: dict[str, Any]) -> str:
     ]
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in results.values():
+        if "error" in row:
+            continue
         job = row["job"]
         groups.setdefault((job["part"], job["dataset"], job["label"]), []).append(row)
     for (part, dataset, label), rows in groups.items():
@@ -295,6 +302,8 @@ def table(results: dict[str, Any]) -> str:
                     for name in ("times_generate", "same_lists", "latency_ms_batch_1")
                 ]
                 lines.append(f"| {label} | {mode} | {row['users_per_s']:,.0f} | {' | '.join(cells)} |")
+    failed = [f"- {name}: {row['error'].splitlines()[0]}" for name, row in results.items() if "error" in row]
+    lines += ["", "Failed:", *failed] if failed else []
     return "\n".join(lines) + "\n"
 
 
@@ -304,15 +313,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--minutes", type=float, default=9.0, help="start no further job after this long")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one, the CPU with --tiny")
+    parser.add_argument("--retry", action="store_true", help="run again what has failed")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bfloat16 peak of the card (H200: 989)")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args(arguments)
     if options.data is None and not options.tiny:
         parser.error("--data: expected the folder of the data sets, or --tiny")
-    device = "cpu" if options.tiny else options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = options.device or ("cuda" if torch.cuda.is_available() and not options.tiny else "cpu")
     bench = Bench(options.out, options.data, options.tiny, device, options.peak_tflops)
     parts = options.parts.split(",")
     if unknown := sorted(set(parts) - set(PARTS)):
@@ -320,16 +328,18 @@ def main(arguments: list[str] | None = None) -> int:
     jobs = [job for job in plan() if job["part"] in parts and (not options.tiny or job["seed"] == 0)]
     started = time.perf_counter()
     for job in jobs:
-        if key_of(job) in bench.results:
+        failed = "error" in bench.results.get(key_of(job), {})
+        if key_of(job) in bench.results and not (failed and options.retry):
             continue
         if time.perf_counter() - started > 60 * options.minutes:
             break
         try:
             row = bench.run(job)
-        except RecommenderError as error:
-            row = {"error": str(error)}
+        except Exception as error:  # whatever it is, the other jobs are worth their time on the card
+            row = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         bench.keep(job, row)
-        print(f"{time.perf_counter() - started:6.0f} s  {key_of(job)}", flush=True)
+        reason = f"  FAILED {row['error'].splitlines()[0]}" if "error" in row else ""
+        print(f"{time.perf_counter() - started:6.0f} s  {key_of(job)}{reason}", flush=True)
     left = sum(key_of(job) not in bench.results for job in jobs)
     print("all done" if not left else f"{left} jobs left: run the same command again")
     return 0
