@@ -1,4 +1,4 @@
-"""Named tasks: exact values against played episodes, traps that are traps, agents that get out of them."""
+"""Named tasks: exact values against played episodes, traps that are traps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from gymnasium.utils.env_checker import check_env
 import simenv  # noqa: F401 - registers the environments
 from simenv.envs.slate import SlateEnv
 from simenv.envs.tasks import POLICIES, TASKS, Task
-from simenv.envs.wrappers import FlatObservation, SingleItem
 from simenv.errors import ConfigError
 
 NAMES = list(TASKS)
@@ -91,56 +90,3 @@ def test_what_defines_a_task_cannot_be_changed() -> None:
     assert isinstance(gym.make("simenv/Drift-v0", render_mode="ansi").unwrapped, SlateEnv)
     with pytest.raises(ConfigError, match="policy='best'"):
         TASKS["Drift"].value("best")
-
-
-# -- the ecosystem's own agents -------------------------------------------------------------------------------
-
-
-def train(name: str, algorithm: str, steps: int, seed: int, **options: Any) -> tuple[Task, float]:
-    """Mean clicks of 400 sessions under a trained agent."""
-    import stable_baselines3
-    import torch
-
-    torch.set_num_threads(1)
-
-    def make() -> gym.Env[Any, Any]:
-        return SingleItem(FlatObservation(gym.make(f"simenv/{name}-v0", texts=False)))
-
-    vector = stable_baselines3.common.env_util.make_vec_env(make, n_envs=8, seed=seed)
-    agent = getattr(stable_baselines3, algorithm)("MlpPolicy", vector, seed=seed, device="cpu", **options)
-    agent.learn(steps)
-    returns, _ = stable_baselines3.common.evaluation.evaluate_policy(agent, vector, 400, return_episode_rewards=True)
-    return TASKS[name], float(np.mean(returns))
-
-
-PPO = {"n_steps": 64, "batch_size": 128, "learning_rate": 3e-3, "gamma": 1.0, "gae_lambda": 0.95, "n_epochs": 6}
-PPO |= {"ent_coef": 0.05, "policy_kwargs": {"net_arch": [32]}}
-
-
-@pytest.mark.filterwarnings("ignore:Evaluation environment is not wrapped")
-def test_ppo_gets_out_of_the_churn_trap() -> None:
-    task, clicks = train("ChurnTrap", "PPO", 12_000, 0, **PPO)
-    assert clicks > 0.9 * task.value("optimal")
-    assert clicks > 2 * max(task.value(policy) for policy in ("random", "popularity", "myopic"))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Evaluation environment is not wrapped")
-@pytest.mark.parametrize("name", ["Drift", "SatiationTrap"])
-def test_ppo_reaches_95_per_cent_of_the_optimum(name: str) -> None:
-    reached = [train(name, "PPO", 60_000, seed, **PPO)[1] for seed in range(3)]
-    assert np.mean(reached) > 0.95 * TASKS[name].value("optimal")
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Evaluation environment is not wrapped")
-@pytest.mark.parametrize(
-    ("algorithm", "options"),
-    [
-        ("DQN", {"learning_starts": 1000, "gamma": 1.0, "learning_rate": 1e-3, "exploration_fraction": 0.3}),
-        ("A2C", {"gamma": 1.0, "learning_rate": 2e-3, "ent_coef": 0.01}),
-    ],
-)
-def test_other_agents_beat_random_and_popularity(algorithm: str, options: dict[str, Any]) -> None:
-    task, clicks = train("ChurnTrap", algorithm, 40_000, 0, **options)
-    assert clicks > 1.3 * max(task.value("random"), task.value("popularity"))
