@@ -14,7 +14,7 @@ from agents.session_rows import EPISODE, LEFT, PAGE, SEED, USER, finish_rows, ob
 from agents.sessions import Observation, Sessions
 from simenv.datasets.base import FloatArray, LongArray
 from simenv.errors import ConfigError
-from simenv.randomness import Key
+from simenv.randomness import Key, Purpose, uniforms
 
 if TYPE_CHECKING:
     from agents.base import UserModel
@@ -38,16 +38,18 @@ class ModelSessions(Sessions):
         self._start = users.state_dict()
 
     def begin(self, rows: NDArray[np.bool_], users: LongArray | None = None, *, keep: bool = False) -> None:
-        super().begin(rows, users)
+        chosen = np.full(self.n_rows, -1) if users is None else users.copy()
         taken = set(self.who[~rows, USER].tolist())
         for row in np.flatnonzero(rows):
-            user = int(self.who[row, USER])
+            user = int(chosen[row])
+            if user < 0:
+                key = Key(int(self.who[row, SEED]), int(self.who[row, EPISODE]) + 1)
+                user = int(uniforms(key, Purpose.SESSION_USER, 0, 0) * self.n_users)
             while user in taken:
                 user = (user + 1) % self.n_users
             taken.add(user)
-            if user != self.who[row, USER]:
-                self.who[row, EPISODE] -= 1
-                super().begin(np.arange(self.n_rows) == row, np.full(self.n_rows, user, np.int64))
+            chosen[row] = user
+        super().begin(rows, chosen, keep=keep)
         if keep:
             self.users.end_round(int(self.who[rows, EPISODE].max()) - 1)
         else:

@@ -66,9 +66,8 @@ class Dynamics:
     @property
     def rates(self) -> tuple[float, float, float, float, float]:
         """What compiled passes need: drift, drift_skip, satiation_gain, fatigue_gain, satisfaction_memory."""
-        named = (self.drift, self.drift_skip, self.satiation_gain, self.fatigue_gain, self.satisfaction_memory)
-        a, b, c, d, e = map(float, named)
-        return a, b, c, d, e
+        taste = float(self.drift), float(self.drift_skip)
+        return *taste, float(self.satiation_gain), float(self.fatigue_gain), float(self.satisfaction_memory)
 
 
 class Population:

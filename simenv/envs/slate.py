@@ -26,6 +26,7 @@ from simenv.envs.world import (
     observation_space,
     user_row,
 )
+from simenv.errors import SimenvError
 from simenv.randomness import hash64
 
 _ALL = np.ones(1, np.bool_)
@@ -148,6 +149,7 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
         Raises:
             InvalidActionError: the action is not in the action space.
             ResetNeededError: before `reset` or after the end.
+            SimenvError: of users who are asked: a spent budget, a language model out of reach. The session is over.
         """
         if not self._playing:
             raise ResetNeededError(self._why_reset())
@@ -155,7 +157,11 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
         if slate.dtype.kind not in "iu" or slate.shape != self._position.shape:
             raise InvalidActionError(self._why_invalid(action))
         self._action[0] = slate
-        _, bad = self.sessions.play(self._action, out=self._rows)
+        try:
+            _, bad = self.sessions.play(self._action, out=self._rows)
+        except SimenvError:
+            self._playing = False  # a language model's user may have lived through part of the page
+            raise
         if bad >= 0:
             raise InvalidActionError(self._why_invalid(action))
         sessions = self.sessions
@@ -260,7 +266,7 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
     def _why_reset(self) -> str:
         if self.sessions.who[0, EPISODE] < 0:
             return "Cannot call env.step() before calling env.reset()"
-        return "Cannot call env.step() after the episode has ended: call env.reset() first"
+        return "Cannot call env.step() after the episode has ended, or a page has failed: call env.reset() first"
 
     def _why_invalid(self, action: Any) -> str:
         return (

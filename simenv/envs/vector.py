@@ -29,6 +29,7 @@ from simenv.envs.world import (
     observation_space,
     user_row,
 )
+from simenv.errors import SimenvError
 
 
 class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
@@ -37,6 +38,9 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
     Row b equals a `SlateEnv` whose last seeded reset had seed s + b, draw for draw, as long as nothing shared differs:
     what is shared is the visible popularity, which follows the clicks of all rows and is renewed each time as many
     sessions have ended as there are rows. Two rows can be sessions of the same user; each has its own copy of him.
+
+    Users of other models than ``choice`` (``rank``, ``llm``, ...) have one memory each: at most half of them are served
+    at once, nobody in two rows, and all under the luck of the first row's seed.
 
     Spaces, reward, termination and options are those of `SlateEnv`, batched.
 
@@ -115,6 +119,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         self._actions = np.zeros((self.num_envs, slate_size), np.int64)
         self._ended = np.ones(self.num_envs, np.bool_)  # rows whose session is over, or has not begun
         self._n_ended = 0  # since popularity was last renewed
+        self._failed = False  # whether a page ended in an error
         self._keep = keep_world
 
     # -- Gymnasium --------------------------------------------------------------------------------------------
@@ -137,6 +142,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         elif rows.all():
             self.sessions.restore_world()
             self._n_ended = 0
+        self._failed &= not rows.all()
         users = self._users(options.get("user"))
         self.sessions.begin(rows, users, keep=self._keep)
         self._ended[rows] = False
@@ -151,7 +157,10 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         Raises:
             InvalidActionError: the actions are not in the action space.
             ResetNeededError: before `reset`, or in mode ``DISABLED`` on rows that have ended.
+            SimenvError: of users who are asked: a spent budget, a language model out of reach. All sessions are over.
         """
+        if self._failed:
+            raise ResetNeededError("Cannot call envs.step() after a page has failed: call envs.reset() first")
         sessions = self.sessions
         slates = np.asarray(actions)
         if slates.dtype.kind not in "iu" or slates.shape != self._actions.shape:
@@ -161,10 +170,14 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
             self._check_running()
         playing = ~restarting
         np.copyto(self._actions, slates)
-        if not restarting.any():
-            observation, bad = sessions.play(self._actions)
-        else:
-            observation, bad = self._restart_and_play(restarting, playing)
+        try:
+            if not restarting.any():
+                observation, bad = sessions.play(self._actions)
+            else:
+                observation, bad = self._restart_and_play(restarting, playing)
+        except SimenvError:
+            self._failed = True  # some rows have been answered, others have not
+            raise
         if bad >= 0:
             raise InvalidActionError(self._why_invalid(slates[bad // slates.shape[1]]))
         parts = sessions.parts
@@ -211,6 +224,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
             "actions": self._actions.copy(),
             "ended": self._ended.copy(),
             "n_ended": self._n_ended,
+            "failed": self._failed,
             "keep": self._keep,
             "np_random": copy.deepcopy(self._np_random),
         }
@@ -219,7 +233,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         """Go on exactly where `get_state` was called, in an environment made with the same options."""
         self.sessions.load_state_dict(state["sessions"])
         self._actions, self._ended = state["actions"].copy(), state["ended"].copy()
-        self._n_ended, self._keep = state["n_ended"], state["keep"]
+        self._n_ended, self._failed, self._keep = state["n_ended"], state["failed"], state["keep"]
         self._np_random = copy.deepcopy(state["np_random"])
 
     def fork(self, n: int, *, luck: str = "same") -> list[SlateVectorEnv]:

@@ -114,6 +114,8 @@ def make_world(
         users: ServedUsers = make(agent, AGENTS, "agent")
         if not hasattr(users, "sessions"):
             raise OptionError(f"agent={agent!r}: expected one of {', '.join(AGENTS)}, or a user model")
+        if hasattr(users, "population"):
+            raise OptionError("agent: this user model serves a world already; expected one that is not bound yet")
         users.bind(data, tastes, seed=seed, repeat=repeat)
     except SimenvError as error:
         raise error if isinstance(error, OptionError) else OptionError(str(error)) from error
