@@ -1,6 +1,6 @@
 """Speed of a small local language model that answers pages: pages per second, single and batched.
 
-The checkpoint is made on the spot: a network of `agents.user_lm` (hidden 128, 3 layers, 4 heads) of random weights, and
+The checkpoint is made on the spot: a Llama (hidden 128, 3 layers, 4 heads, intermediate 256) of random weights, and
 a vocabulary learned from the prompts themselves. What it answers is noise; how fast it does so is not a matter of that.
 "Before" is the readout as it was without a tree, a common prefix or lengths in order.
 
@@ -32,7 +32,6 @@ from agents.language_models.transformers_local import TransformersLocal
 from agents.llm import LLMUser
 from agents.parsing import opaque_ids, parse_page
 from agents.user_lm.corpus import PromptOptions
-from agents.user_lm.network import leads, new_network
 from agents.user_lm.vocabulary import learn_vocabulary
 from simenv.datasets import synthetic
 from simenv.randomness import Key, Purpose, uniforms
@@ -79,14 +78,28 @@ class Same(LanguageModel):
 
 
 def save_model(folder: Path, requests: Sequence[Request]) -> Path:
-    """A network and a vocabulary of `agents.user_lm` for these prompts, the network's weights random."""
+    """A vocabulary of `agents.user_lm` for these prompts, and a Llama of the same shape with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     texts = [request.messages[1].content for request in requests]
     system = requests[0].messages[0].content
-    tokenizer = learn_vocabulary(texts, size=4096, system=system, leads=leads(10), max_length=2048)
+    leads = [lead(slot) for slot in slots(requests[0].schema or {})]
+    tokenizer = learn_vocabulary(texts, size=4096, system=system, leads=leads, max_length=2048)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    network = new_network(len(tokenizer), hidden_size=128, layers=3, heads=4, dropout=0.0, max_length=2048)
-    network.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
