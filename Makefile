@@ -16,7 +16,7 @@ $(VENV)/base: pyproject.toml constraints.txt
 # Every extra. torch goes first and alone, at its pinned version.
 $(VENV)/all: $(VENV)/base
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --constraint constraints.txt --editable '.[p5,rl,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[p5,rl,serve,dev]'
 	touch $@
 
 setup: $(VENV)/all
@@ -45,6 +45,7 @@ bench: $(VENV)/all
 	$(BIN)/python benchmarks/envs.py
 	$(BIN)/python benchmarks/llm.py
 	$(BIN)/python benchmarks/p5_decoding.py
+	$(BIN)/python benchmarks/user_lm.py speed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,7 @@ from agents.base import UserModel, require
 from agents.choice import ChoiceModel, first_copies
 from agents.language_models import LanguageModel
 from agents.memory import Retrieval
-from agents.page_prompt import PagePrompt
+from agents.page_prompt import OthersRatings, PagePrompt
 from agents.page_scorer import Estimate, PageScorer
 from agents.population import Dynamics
 from agents.prompting import Prompts, plain
@@ -32,7 +32,6 @@ from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Responses
 
 TITLES = ("real", "masked")
-OTHERS_PRIOR = 5.0  # an item's mean rating counts as if this many ratings of the population's mean came with it
 NOTES_KEPT = 3
 
 
@@ -144,13 +143,8 @@ class LLMUser(UserModel):
         self._dataset = dataset
         self._scorer = self._new_scorer()
         self._own_ratings = OwnRatings(dataset, population.traits.rating_mean, population.traits.rating_sd)
-        log = dataset.interactions
-        rated = ~np.isnan(log.ratings)
-        self._rating_counts = np.bincount(log.items[rated], minlength=dataset.n_items).astype(np.float64)
-        self._rating_sums = np.bincount(log.items[rated], weights=log.ratings[rated], minlength=dataset.n_items)
-        total = self._rating_counts.sum()
-        self._rating_prior = float(self._rating_sums.sum() / total) if total else float(dataset.rating_scale.low)
-        self._scorer.page_prompt.others = self._mean_ratings()
+        self._others = OthersRatings(dataset)
+        self._scorer.page_prompt.others = self._others.means()
         self._pages = np.zeros(dataset.n_users, np.int32)
         self.interviews = []
 
@@ -187,7 +181,7 @@ class LLMUser(UserModel):
 
     def end_round(self, round: int) -> None:
         self.embedded.end_round(round)
-        self._scorer.page_prompt.others = self._mean_ratings()
+        self._scorer.page_prompt.others = self._others.means()
 
     def forget(self, users: NDArray[Any], start: dict[str, NDArray[Any]]) -> None:
         super().forget(users, start)
@@ -227,16 +221,16 @@ class LLMUser(UserModel):
         }
         return {
             "llm_pages": self._pages.copy(),
-            "llm_rating_sums": self._rating_sums.copy(),
-            "llm_rating_counts": self._rating_counts.copy(),
+            "llm_rating_sums": self._others.sums.copy(),
+            "llm_rating_counts": self._others.counts.copy(),
             "llm_others": prompt.others.copy(),
             "llm_texts": np.frombuffer(json.dumps(written).encode(), np.uint8).copy(),
         }
 
     def _set_own_state(self, state: dict[str, NDArray[Any]]) -> None:
         self._pages = state["llm_pages"].copy()
-        self._rating_sums = state["llm_rating_sums"].copy()
-        self._rating_counts = state["llm_rating_counts"].copy()
+        self._others.sums = state["llm_rating_sums"].copy()
+        self._others.counts = state["llm_rating_counts"].copy()
         prompt, texts = self._scorer.page_prompt, json.loads(state["llm_texts"].tobytes())
         prompt.others = state["llm_others"].copy()
         prompt.digests, prompt.notes = dict(texts["digests"]), dict(texts["notes"])
@@ -327,8 +321,7 @@ class LLMUser(UserModel):
         """Count pages and ratings; renew summaries; reflect and interview where asked to."""
         self._pages[users] += 1
         rated = ~np.isnan(responses.ratings)
-        np.add.at(self._rating_counts, slates[rated], 1.0)
-        np.add.at(self._rating_sums, slates[rated], responses.ratings[rated].astype(np.float64))
+        self._others.add(slates[rated], responses.ratings[rated])
         prompt, pages = self._scorer.page_prompt, self._pages[users]
         if self.digest_every:
             for user in users[pages % self.digest_every == 0].tolist():
@@ -342,9 +335,3 @@ class LLMUser(UserModel):
             for user, text in self._scorer.tell("interview", users[left].tolist(), slates[left], key):
                 said = {"user": user, "round": key.round, "page": key.page, "text": plain(text, 500)}
                 self.interviews.append(said)
-
-    def _mean_ratings(self) -> NDArray[np.float64]:
-        """Every item's mean rating as others see it, on 1-5, shrunk to the mean of all; renewed after each round."""
-        mean = (self._rating_sums + OTHERS_PRIOR * self._rating_prior) / (self._rating_counts + OTHERS_PRIOR)
-        scale = self._own_ratings.scale
-        return np.asarray(1.0 + 4.0 * (mean - scale.low) / (scale.high - scale.low))

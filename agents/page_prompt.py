@@ -17,6 +17,35 @@ from agents.population import Population
 from agents.prompting import Prompts, plain
 from simenv.datasets.base import Dataset
 
+OTHERS_PRIOR = 5.0  # an item's mean rating counts as if this many ratings of the population's mean came with it
+
+
+class OthersRatings:
+    """What others gave each item so far, from the warm start on.
+
+    Attributes:
+        sums, counts: (n_items,) of ratings, on the data set's scale.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        log, n = dataset.interactions, dataset.n_items
+        rated = ~np.isnan(log.ratings)
+        self.counts = np.bincount(log.items[rated], minlength=n).astype(np.float64)
+        self.sums = np.bincount(log.items[rated], weights=log.ratings[rated], minlength=n)
+        total = self.counts.sum()
+        self.scale = dataset.rating_scale
+        self._prior = float(self.sums.sum() / total) if total else float(self.scale.low)
+
+    def add(self, items: NDArray[Any], ratings: NDArray[Any]) -> None:
+        """Count further ratings, (n,) items and what they were given."""
+        np.add.at(self.counts, items, 1.0)
+        np.add.at(self.sums, items, ratings.astype(np.float64))
+
+    def means(self) -> NDArray[np.float64]:
+        """Every item's mean rating, on 1-5, shrunk to the mean of all, (n_items,)."""
+        mean = (self.sums + OTHERS_PRIOR * self._prior) / (self.counts + OTHERS_PRIOR)
+        return np.asarray(1.0 + 4.0 * (mean - self.scale.low) / (self.scale.high - self.scale.low))
+
 
 class PagePrompt:
     """Writes prompts, in the order static rules, user, memory, page, so that servers can cache the common prefix.

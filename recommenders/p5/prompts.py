@@ -16,7 +16,7 @@ from simenv.errors import ConfigError, DataError
 
 FAMILIES = ("rating", "sequential", "direct", "explanation", "review")
 REVIEW_FIELDS = frozenset({"review", "summary", "feature", "explanation"})
-FIELDS = REVIEW_FIELDS | {"user", "history", "item", "title", "genres", "rating", "candidates", "answer"}
+FIELDS = REVIEW_FIELDS | {"user", "history", "item", "title", "genres", "text", "rating", "candidates", "answer"}
 OWN_FOLDER = Path(__file__).with_name("prompts")
 _PIECE = re.compile(r"\{(\w+)\}|(\w+|[^\w\s])")
 

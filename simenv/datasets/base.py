@@ -252,17 +252,21 @@ class Dataset:
             raise ConfigError(f"{self.name}: items of a world with known tastes are chosen when it is made")
         if not 1 <= n <= self.n_items:
             raise ConfigError(f"n_items={n}: {self.name} has {self.n_items} items; expected 1 to {self.n_items}")
-        rows = np.sort(np.argsort(-self.interactions.item_counts(), kind="stable")[:n])
+        smaller = self.take_items(np.sort(np.argsort(-self.interactions.item_counts(), kind="stable")[:n]))
+        return smaller.take_users(np.flatnonzero(smaller.interactions.user_counts() > 0))
+
+    def take_items(self, rows: LongArray) -> Dataset:
+        """The same users with these items only, renumbered in this order; without tastes and holdout."""
         to_new = np.full(self.n_items, -1, np.int32)
-        to_new[rows] = np.arange(n, dtype=np.int32)
+        to_new[rows] = np.arange(len(rows), dtype=np.int32)
         kept = self.interactions.take(to_new[self.interactions.items] >= 0)
-        smaller = replace(
+        return replace(
             self,
             catalog=self.catalog.take(rows),
-            interactions=replace(kept, items=to_new[kept.items], n_items=n),
+            interactions=replace(kept, items=to_new[kept.items], n_items=len(rows)),
+            tastes=None,
             holdout=None,
         )
-        return smaller.take_users(np.flatnonzero(smaller.interactions.user_counts() > 0))
 
     def reduced(self, *, n_users: int | None, n_items: int | None, seed: int) -> Dataset:
         """The `n_items` most-rated items, then a seeded sample of `n_users` of the users left; None = all.

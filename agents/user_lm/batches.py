@@ -1,0 +1,237 @@
+"""Batches: how examples become tensors.
+
+A prompt is followed by branches - the beginnings of the answer that ask for one number each - which see the prompt and
+no other branch: the tree in which `TransformersLocal` reads its ``logits``. The last branch is the whole answer as it
+is written in the ``json`` readout. The module does not know what is made of the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.language_models.answer_slots import lead, slots
+from agents.parsing import RATING, SATISFACTION, opaque_ids, page_schema
+from agents.user_lm.corpus import Example
+from simenv.errors import ConfigError, MissingExtraError
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as error:
+    raise MissingExtraError("a user language model", "p5") from error
+
+SATISFACTION_WEIGHT = 0.2  # nobody states it: it is made from the picks
+N_DIGITS = 10
+MARK = "\u2063"  # stands for the user's message when the chat template is taken apart
+Pairs = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """An example's prompt in tokens."""
+
+    ids: NDArray[np.int64]  # (n,)
+    page: int  # where the page begins
+    titles: NDArray[np.int64]  # (k,), place of the first token of each item's title
+    lines: NDArray[np.int64]  # (k,), place of the token after each item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Examples side by side: prompts, padded on the right, then their branches one after another, padded likewise."""
+
+    tokens: Tensor  # (n, P + B)
+    positions: Tensor  # (n, P + B)
+    lengths: Tensor  # (n,), of the prompts
+    branch: Tensor  # (n, B), number of the branch a token belongs to; -1 = padding
+    memory: Tensor  # (n, P), tokens of profile and memory, to be foretold from those before
+    ends: Tensor  # (m, 2), row, and place among the B, of the last token of each branch with a known answer
+    wanted: Tensor  # (m, 10), distribution over the digits that follow it
+    stars: Tensor  # (m,), that only digits from 1 to 5 may follow
+    lines: Tensor  # (l, 2), row and place of the token after each item of a page
+    picked: Tensor  # (l,), whether it was picked
+    titles: Tensor  # (l,), first token of its title
+    interest_ends: Tensor  # (l, 2), row, and place among the B, where its interest is asked
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(**{each.name: getattr(self, each.name).to(device) for each in fields(self)})
+
+    @property
+    def n_prompt(self) -> int:
+        """P."""
+        return int(self.memory.shape[1])
+
+
+class Reader:
+    """Turns examples into batches for one tokenizer.
+
+    Args:
+        tokenizer: of `learn_vocabulary`, or of any instruction model with a token per digit.
+        system: the system prompt.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template, or does not say where its tokens stand in a text.
+    """
+
+    def __init__(self, tokenizer: Any, system: str) -> None:
+        if not tokenizer.chat_template or not tokenizer.is_fast:
+            raise ConfigError("user_lm.checkpoint: expected a fast tokenizer with a chat template")
+        self.tokenizer = tokenizer
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": MARK}]
+        chat = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        self.prefix, self.suffix = chat.split(MARK)
+        self._leads: dict[int, list[list[int]]] = {}
+
+    @cached_property
+    def digits(self) -> list[int]:
+        """The tokens of 0 to 9 as they stand in an answer."""
+        return [self._encode(f'":{digit}')[-1] for digit in range(N_DIGITS)]
+
+    @cached_property
+    def _n_prefix(self) -> int:
+        return len(self._encode(self.prefix))
+
+    def batches(self, examples: Sequence[Example], tokens: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Batches of similar lengths, in random order.
+
+        Args:
+            examples: of one pass.
+            tokens: in a batch, padding included, at most; one example at least.
+            rng: of the order.
+        """
+        encoded = self.encode(examples)
+        for rows in self.groups(examples, encoded, tokens, rng):
+            yield self.batch([examples[row] for row in rows], [encoded[row] for row in rows])
+
+    def groups(
+        self, examples: Sequence[Example], encoded: Sequence[Encoded], tokens: int, rng: np.random.Generator
+    ) -> list[NDArray[np.int64]]:
+        """The rows of each batch, in random order."""
+        widths = np.array(
+            [len(one.ids) + self._width(len(each.items)) for each, one in zip(examples, encoded, strict=True)]
+        )
+        order = np.lexsort((rng.random(len(widths)), -(widths // 8)))
+        groups, start = [], 0
+        while start < len(order):
+            stop = start + max(1, tokens // int(8 * (widths[order[start]] // 8 + 1)))
+            groups.append(order[start:stop])
+            start = stop
+        return [groups[place] for place in rng.permutation(len(groups))]
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """The prompts in tokens."""
+        texts = [self.prefix + each.person + each.page + self.suffix for each in examples]
+        encodings = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        found = []
+        for example, ids, offsets in zip(examples, encodings["input_ids"], encodings["offset_mapping"], strict=True):
+            starts, stops = np.array(offsets).T
+            begin = len(self.prefix) + len(example.person)
+            written = example.page.split("\n")
+            ends = begin + np.cumsum([len(line) + 1 for line in written])[-len(example.items) :] - 1
+            opening = [end - len(line) + line.index('"') for end, line in zip(ends, written[-len(ends) :], strict=True)]
+            found.append(
+                Encoded(
+                    ids=np.array(ids, np.int64),
+                    page=int(np.searchsorted(starts, begin)),
+                    titles=np.searchsorted(stops, np.array(opening) + 1, side="right"),
+                    lines=np.searchsorted(stops, ends, side="right"),
+                )
+            )
+        return found
+
+    def batch(self, examples: Sequence[Example], encoded: Sequence[Encoded]) -> Batch:
+        """The tensors of these examples."""
+        lengths = np.array([len(one.ids) for one in encoded])
+        n, p = len(examples), int(lengths.max())
+        width = max(self._width(len(each.items)) for each in examples)
+        tokens, positions = np.zeros((n, p + width), np.int64), np.zeros((n, p + width), np.int64)
+        memory, branch = np.zeros((n, p), np.bool_), np.full((n, width), -1, np.int64)
+        ends: Pairs = []
+        asked: Pairs = []
+        lines: Pairs = []
+        wanted, stars, titles = [], [], []
+        for row, (example, one) in enumerate(zip(examples, encoded, strict=True)):
+            length = len(one.ids)
+            tokens[row, :length], positions[row, :length] = one.ids, np.arange(length)
+            memory[row, self._n_prefix + 1 : one.page] = True
+            lines += [(row, place) for place in one.lines.tolist()]
+            titles += one.ids[one.titles].tolist()
+            start, answers = 0, digits_wanted(example)
+            for number, ids in enumerate(self._leads_of(len(example.items))):
+                stop = start + len(ids)
+                tokens[row, p + start : p + stop] = ids
+                positions[row, p + start : p + stop] = length + np.arange(len(ids))
+                branch[row, start:stop] = number
+                of_stars = number % 2 == 1 or number == len(answers) - 1
+                if not of_stars:
+                    asked.append((row, stop - 1))
+                if answers[number].any():
+                    ends.append((row, stop - 1))
+                    wanted.append(answers[number])
+                    stars.append(of_stars)
+                start = stop
+        return Batch(
+            tokens=torch.from_numpy(tokens),
+            positions=torch.from_numpy(positions),
+            lengths=torch.from_numpy(lengths),
+            branch=torch.from_numpy(branch),
+            memory=torch.from_numpy(memory),
+            ends=torch.tensor(ends),
+            wanted=torch.from_numpy(np.stack(wanted)),
+            stars=torch.tensor(stars),
+            lines=torch.tensor(lines),
+            picked=torch.from_numpy(np.concatenate([each.picked for each in examples])),
+            titles=torch.tensor(titles),
+            interest_ends=torch.tensor(asked),
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _leads_of(self, k: int) -> list[list[int]]:
+        """The tokens of the branches of a page of k items."""
+        if k not in self._leads:
+            self._leads[k] = [self._encode(text) for text in leads(k)]
+        return self._leads[k]
+
+    def _width(self, k: int) -> int:
+        return sum(map(len, self._leads_of(k)))
+
+
+def leads(k: int) -> list[str]:
+    """The beginnings of an answer about a page of k items that ask for one number each: interest and rating in turn."""
+    return [lead(slot) for slot in slots(page_schema(opaque_ids(k)))]
+
+
+def digits_wanted(example: Example) -> NDArray[np.float32]:
+    """What the answer to an example is, as distributions over digits, (2 k + 1, 10), in the order of the schema.
+
+    Interest, in tenths, is 9 for what was picked and 0 for the rest, so that its expectation is 9 P(picked). A rating
+    between two stars is shared by them; unrated items want nothing. Satisfaction is 1 + 4 times the share picked.
+    """
+    k = len(example.items)
+    wanted = np.zeros((2 * k + 1, N_DIGITS), np.float32)
+    wanted[np.arange(0, 2 * k, 2), np.where(example.picked, 9, 0)] = 1.0
+    rated = np.flatnonzero(~np.isnan(example.stars))
+    _share(wanted, 2 * rated + 1, np.clip(example.stars[rated], *RATING))
+    low, high = SATISFACTION
+    _share(wanted, np.array([2 * k]), np.array([low + (high - low) * example.picked.mean()], np.float32))
+    wanted[2 * k] *= SATISFACTION_WEIGHT
+    return wanted
+
+
+def _share(wanted: NDArray[np.float32], rows: NDArray[Any], values: NDArray[Any]) -> None:
+    """Put each value's mass on the two whole numbers around it."""
+    below = np.floor(values).astype(np.int64)
+    part = (values - below).astype(np.float32)
+    wanted[rows, below] += 1 - part
+    wanted[rows, np.minimum(below + 1, N_DIGITS - 1)] += part

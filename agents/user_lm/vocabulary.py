@@ -1,0 +1,93 @@
+"""The vocabulary of a user language model: byte pairs of the prompts it will read, learned from a corpus.
+
+A prompt alternates between fixed wording and foreign text in quotation marks. Pairs are merged within either, never
+across, and the numbers of an answer stand alone; so a line of memory takes two tokens or a few more, a title reads the
+same wherever it stands, and text never seen before falls apart into smaller pieces, at worst into bytes. The system
+prompt, and each lead of an answer, is one token. The module does not know what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agents.parsing import opaque_ids
+from simenv.errors import ConfigError, MissingExtraError
+
+try:
+    import transformers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+except ImportError as error:
+    raise MissingExtraError("a user language model", "p5") from error
+
+PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+# number of an answer | foreign text, right after a mark | wording, up to and with an opening mark | a lone mark
+_PIECES = r"""(?<=":)\d+|(?<=")[^\s,.:"{}][^"\n]*|(?:(?!(?<=":)\d)[^"]|"(?=[\s,.:}]|$))+"?|\""""
+_SPOKEN = ('{"items":{"', '":{"interest":', ',"rating":', '},"', '}},"satisfaction":')  # pieces of a written answer
+
+
+def pre_tokenizer() -> Any:
+    """Splits prompts into the pieces within which byte pairs are merged."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def learn_vocabulary(
+    texts: Iterable[str], *, size: int, system: str, leads: Sequence[str], max_length: int
+) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer with a chat template, for `save_pretrained` beside a model.
+
+    Args:
+        texts: of the corpus, without the system prompt.
+        size: tokens in all, at most.
+        system: the system prompt, a token of its own.
+        leads: the beginnings of answers by which a model is asked for one number, a token each.
+        max_length: longest prompt with its answer, tokens.
+
+    Raises:
+        ConfigError: `size` leaves no room for pairs.
+    """
+    fixed = [PAD, END, SYSTEM, USER, ASSISTANT]
+    numbers = [str(number) for number in range(101)]
+    least = len(fixed) + 256 + 1 + len(leads) + len(_SPOKEN) + len(numbers)
+    if size < least + 100:
+        raise ConfigError(f"vocabulary={size}: expected at least {least + 100} tokens")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 1 - len(leads) - len(_SPOKEN),
+        special_tokens=fixed,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_with_numbers(texts, numbers), trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (system, *leads, *_SPOKEN)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _with_numbers(texts: Iterable[str], numbers: Sequence[str]) -> Iterable[str]:
+    """The texts, and every number of an answer often enough that it becomes one token."""
+    yield from texts
+    for _ in range(1000):
+        yield " ".join(f'":{number}' for number in numbers)
+
+
+def letters(candidates: int) -> tuple[str, ...]:
+    """The names items of a page can have, at least A to Z."""
+    return opaque_ids(max(26, candidates))
