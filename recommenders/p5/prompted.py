@@ -317,7 +317,8 @@ class P5(GenerativeRecommender):
         """
         self._require_reviews("explanation")
         who = np.asarray(users, np.int64)
-        prompt = self.book.unseen("explanation") if unseen else self.book.seen("explanation")[0]
+        seen = self._data(self.histories).usable(self.book.seen("explanation"))
+        prompt = self.book.unseen("explanation") if unseen else seen[0]
         return self._write(prompt, self._question(who, np.asarray(items, np.int64), np.full(len(who), -1)))
 
     def summarise(self, reviews: NDArray[Any], *, unseen: bool = False) -> list[str]:

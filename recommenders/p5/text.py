@@ -161,8 +161,10 @@ class TextData:
         return rows, first[place[rows]]
 
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts whose fields are known: titles and genres with a catalogue only, stars with ratings only."""
+        """The prompts whose fields are known: titles, genres and texts where the catalogue has them, stars likewise."""
         unknown = set() if self.catalog is not None else {"title", "genres"}
+        if self.catalog is None or not self.catalog.texts:
+            unknown.add("text")
         if np.isnan(self.histories.ratings).all():
             unknown.add("rating")
         return [prompt for prompt in prompts if not prompt.fields & unknown]
@@ -197,6 +199,7 @@ class TextData:
             "item": lambda rows, rng: (rows.items + self.vocabulary.size)[:, None],
             "title": lambda rows, rng: self._texts("title")[rows.items],
             "genres": lambda rows, rng: self._texts("genres")[rows.items],
+            "text": lambda rows, rng: self._texts("text")[rows.items],
             "rating": lambda rows, rng: self._numbers(rows.ratings),
             "candidates": self._candidates,
             "answer": lambda rows, rng: self._answers(rows.liked),
@@ -242,6 +245,8 @@ def texts_of(name: str, catalog: Catalog | None, reviews: Reviews | None) -> Seq
     """All values of a text field, per item or per review."""
     if name == "title" and catalog is not None:
         return catalog.titles
+    if name == "text" and catalog is not None and catalog.texts:
+        return catalog.texts
     if name == "genres" and catalog is not None:
         return [" ".join(np.asarray(catalog.genre_names)[row]) for row in catalog.genres]
     if reviews is not None and name in ("review", "summary", "feature", "explanation"):
@@ -258,9 +263,11 @@ def texts_of(name: str, catalog: Catalog | None, reviews: Reviews | None) -> Seq
 def own_words(book: PromptBook, catalog: Catalog | None, reviews: Reviews | None) -> OwnWords:
     """The vocabulary of the prompts, the catalogue and the reviews, with numbers and answers."""
     words = {*book.words(), "yes", "no", ".", *(str(n) for n in range(11))}
-    names = (["title", "genres"] if catalog is not None else []) + (
-        ["review", "summary", "feature", "explanation"] if reviews is not None else []
-    )
+    names = ["title", "genres"] if catalog is not None else []
+    if reviews is not None:
+        names += ["review", "summary", "feature", "explanation"]
+    if catalog is not None and catalog.texts and any("text" in prompt.fields for prompt in book.prompts):
+        names.append("text")
     for name in names:
         for text in texts_of(name, catalog, reviews):
             words.update(split_words(text))

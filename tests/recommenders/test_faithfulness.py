@@ -88,11 +88,11 @@ def test_a_small_trained_model_is_more_faithful_than_shuffled_words():
     from recommenders.p5.prompted import P5
     from simenv.randomness import Key
 
-    world = synthetic(n_users=120, n_items=100, seed=2)
+    world = synthetic(n_users=100, n_items=30, seed=2, mean_activity=12)
     split = leave_one_out(world.interactions)
     recommender = P5(
-        families=["sequential", "explanation"], other_share=4.0, embedding_size=32, layers=1, epochs=5, history=5,
-        learning_rate=1e-2, dropout=0.0,
+        families=["sequential", "explanation"], other_share=4.0, embedding_size=32, layers=1, epochs=4, history=5,
+        batch_size=32, learning_rate=1e-2, dropout=0.0,
     )  # fmt: skip
     recommender.bind_dataset(world)
     recommender.fit(split.train, key=Key(0))

@@ -1,5 +1,6 @@
 """Prompt files and the arrays they become."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ def test_every_family_has_several_prompts_and_one_unseen():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_prompt_can_be_rendered(family):
     text, rng = data(reviews=REVIEWS), np.random.default_rng(0)
+    text.catalog = replace(text.catalog, texts=("a night by the river",) * text.catalog.n_items)
     for prompt in (*load_prompts().seen(family), load_prompts().unseen(family)):
         source, target = text.render(prompt, rows(text), rng)
         assert len(source) == len(target) == 2
@@ -83,6 +85,16 @@ def test_every_prompt_can_be_rendered(family):
             assert (side[:, 0] >= 0).all()
             assert side.max() < text.vocabulary.size + 60
             assert not (np.diff((side >= 0).astype(int), axis=1) > 0).any()  # gaps lie at the end
+
+
+def test_texts_are_asked_for_where_the_catalogue_has_some():
+    text, book = data(reviews=REVIEWS), load_prompts()
+    without = text.usable(book.seen("explanation"))
+    text.catalog = replace(text.catalog, texts=("a night by the river",) * text.catalog.n_items)
+    with_texts = text.usable(book.seen("explanation"))
+    assert len(with_texts) == len(without) + 1
+    source, _ = text.render(parse("{text} -> {item}", "explanation", 0, "x"), rows(text), np.random.default_rng(0))
+    assert read(text, source[0]).endswith("night by the river")
 
 
 def test_a_rendered_prompt_reads_as_written():
