@@ -13,7 +13,7 @@ import json
 import platform as machine
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,18 @@ from experiments.bias_loop import NOT_RESULTS, design_from
 from experiments.design import Design
 from experiments.realism_baselines import Scores, baselines, item_mean
 from experiments.realism_models import Asked, Opinions, opinions
-from experiments.realism_pages import KINDS, RATIOS, Pages, Split, agent4rec, draw_pages, time_split
+from experiments.realism_pages import (
+    FEWEST_USERS,
+    KINDS,
+    RATIOS,
+    Pages,
+    Split,
+    Unseen,
+    agent4rec,
+    draw_pages,
+    of_items,
+    time_split,
+)
 from experiments.realism_tests import REAL, Matrix, Row, UserBootstrap
 from experiments.replications import save_figure, write_table
 from experiments.runs import RunDirectory
@@ -48,6 +59,8 @@ class Settings:
         judged_users: how many users; None = all, or `ASKED_USERS` where each page is a call to a language model.
         draws: occasions on which ratings are given.
         agent4rec: folder of Agent4Rec's release, whose own split is then judged too.
+        unseen: file that says which users and items a trained model never saw: only these users are judged, and
+            choices among these items apart.
     """
 
     holdout: float
@@ -55,6 +68,7 @@ class Settings:
     judged_users: int | None
     draws: int
     agent4rec: str | None
+    unseen: str | None
 
     def __post_init__(self) -> None:
         if isinstance(self.holdout, bool) or not 0 < self.holdout < 1:
@@ -74,9 +88,7 @@ def run(config: Mapping[str, Any]) -> Path:
         SimenvError: bad configuration, data or run directory; BudgetExhausted where a language model's budget ends,
             with all answers so far kept for ``resume``.
     """
-    settings = Settings(
-        **{name: config[name] for name in ("holdout", "candidates", "judged_users", "draws", "agent4rec")}
-    )
+    settings = Settings(**{name: config[name] for name in (f.name for f in fields(Settings))})
     design = design_from(config)
     design.make_users()
     kept = {name: value for name, value in config.items() if name not in NOT_RESULTS} | {"recommenders": {}}
@@ -106,9 +118,18 @@ def examine(design: Design, settings: Settings, folder: Path) -> tuple[list[Row]
     """
     answers = folder / "checkpoint" / "answers"
     answers.mkdir(parents=True, exist_ok=True)
-    split = time_split(design.load_dataset(design.seed), settings.holdout)
-    bench = Bench(design, settings, split, answers)
-    rows = bench.discrimination() + bench.ratings() + bench.trait_effects() + bench.behaviour() + bench.repetition()
+    dataset = design.load_dataset(design.seed)
+    unseen = None if settings.unseen is None else Unseen.load(Path(settings.unseen), dataset, settings.holdout)
+    split = time_split(dataset, settings.holdout)
+    bench = Bench(design, settings, split, answers, unseen)
+    rows = (
+        bench.discrimination()
+        + bench.unseen_items()
+        + bench.ratings()
+        + bench.trait_effects()
+        + bench.behaviour()
+        + bench.repetition()
+    )
     splits = {split.name: _counts(bench)}
     if settings.agent4rec is not None:
         other = Bench(design, settings, agent4rec(Path(settings.agent4rec)), answers)
@@ -165,14 +186,18 @@ class Bench:
         settings: of the suite.
         split: what is known and what is judged by.
         answers: folder for the answers of language models.
+        unseen: what the model never saw; its users alone are judged.
     """
 
-    def __init__(self, design: Design, settings: Settings, split: Split, answers: Path) -> None:
+    def __init__(
+        self, design: Design, settings: Settings, split: Split, answers: Path, unseen: Unseen | None = None
+    ) -> None:
+        self.unseen = unseen
         self.design, self.settings, self.split, self.answers = design, settings, split, answers
         self.traits = Traits.from_dataset(split.train)
         self.own = self._opinions(design.make_users(), design.seed)
         most = settings.judged_users or (ASKED_USERS if self.own.sees_pages else None)
-        self.judged = split.judged(most, design.seed)
+        self.judged = split.judged(most, design.seed, None if unseen is None else unseen.users)
         self.pages = {
             (kind, ratio): draw_pages(split, self.judged, kind, ratio, settings.candidates, design.seed)
             for kind in KINDS
@@ -224,6 +249,20 @@ class Bench:
                     )
                 )
         return rows
+
+    def unseen_items(self) -> list[Row]:
+        """Choices among items the model never saw, by whichever users made them; the rivals know these items."""
+        if self.unseen is None:
+            return []
+        setting, rows = "unseen items", np.flatnonzero(self.unseen.items)
+        part = of_items(self.split, self.unseen.items)
+        users = np.unique(part.held.users).astype(np.int64)
+        if len(users) < FEWEST_USERS:
+            return [_skipped("discrimination", self.own.name, f"{len(users)} users chose unseen items")]
+        pages = draw_pages(part, users, KINDS[0], 1, self.settings.candidates, self.design.seed)
+        pages = replace(pages, setting=setting, items=np.where(pages.filled, rows[pages.items], -1).astype(np.int32))
+        boot = UserBootstrap(len(pages.users), self.design.seed)
+        return tests.discrimination(pages, self._scores(pages), boot)
 
     def ratings(self) -> list[Row]:
         """Expected ratings against real ones, and the spread of those given."""

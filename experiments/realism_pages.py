@@ -9,6 +9,7 @@ half. The module does not know who is judged.
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from agents.discrimination import leave_last_out, match_popularity
 from simenv.datasets.base import Catalog, Dataset, Interactions
-from simenv.errors import DataError
+from simenv.errors import ConfigError, DataError
 
 RATIOS = (1, 2, 3, 9)
 KINDS = ("popularity-matched", "uniform")  # the hard protocol first
@@ -34,13 +35,14 @@ class Split:
     known: Interactions  # everything the users had: what is in it is not "unseen"
     held: Interactions  # choices of items that are not in the training part
 
-    def judged(self, most: int | None, seed: int) -> NDArray[np.int64]:
-        """Users with held-out choices, ascending: all, or a seeded sample of `most`.
+    def judged(self, most: int | None, seed: int, among: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Users with held-out choices, ascending: all of those `among`, or a seeded sample of `most`.
 
         Raises:
             DataError: there are too few of them for anything to be said.
         """
         users = np.unique(self.held.users).astype(np.int64)
+        users = users if among is None else users[among[users]]
         if len(users) < FEWEST_USERS:
             raise DataError(
                 f"{self.name}: {len(users)} users have held-out choices; expected at least {FEWEST_USERS} to judge by"
@@ -48,6 +50,49 @@ class Split:
         if most is not None and most < len(users):
             users = np.sort(np.random.default_rng([seed, 0x0DD5]).choice(users, most, replace=False))
         return users
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unseen:
+    """What a trained user model never saw, as its ``unseen.json`` says (see `experiments.train_user_lm`)."""
+
+    users: NDArray[np.bool_]  # (n_users,)
+    items: NDArray[np.bool_]  # (n_items,)
+
+    @classmethod
+    def load(cls, path: Path, dataset: Dataset, holdout: float) -> Unseen:
+        """Read it for a data set that is to be judged by the last `holdout` of each user's interactions.
+
+        Raises:
+            ConfigError: it is missing, of another form or data set, or the model has seen some of what would be judged.
+        """
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            users, items = set(stored["users"]), set(stored["items"])
+            name, share = stored["dataset"], float(stored["holdout"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"unseen={path}: {type(error).__name__} {error}; expected a model's unseen.json"
+            ) from error
+        if name != dataset.name or holdout > share + 1e-9:
+            raise ConfigError(
+                f"unseen={path}: the model was trained on {name} without the last {share:g} of each user; "
+                f"expected dataset={name} and holdout={share:g} or less, not {dataset.name} and {holdout:g}"
+            )
+        return cls(
+            users=np.array([user in users for user in dataset.user_ids]),
+            items=np.array([item in items for item in dataset.catalog.item_ids]),
+        )
+
+
+def of_items(split: Split, items: NDArray[np.bool_]) -> Split:
+    """The same split as if there were only these items, renumbered."""
+    rows = np.flatnonzero(items)
+
+    def only(log: Interactions) -> Interactions:
+        return replace(split.train, interactions=log).take_items(rows).interactions
+
+    return Split(name=split.name, train=split.train.take_items(rows), known=only(split.known), held=only(split.held))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

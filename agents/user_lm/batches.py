@@ -1,8 +1,8 @@
 """Batches: how examples become tensors.
 
 A prompt is followed by branches - the beginnings of the answer that ask for one number each - which see the prompt and
-no other branch: the tree in which `TransformersLocal` reads its ``logits``. The last branch is the whole answer as it
-is written in the ``json`` readout. The module does not know what is made of the tensors.
+no other branch: the tree in which `TransformersLocal` reads its ``logits``. The module does not know what is made of
+the tensors.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Reader:
         return [self._encode(f'":{digit}')[-1] for digit in range(N_DIGITS)]
 
     @cached_property
-    def _n_prefix(self) -> int:
+    def n_prefix(self) -> int:
+        """Tokens before the person."""
         return len(self._encode(self.prefix))
 
     def batches(self, examples: Sequence[Example], tokens: int, rng: np.random.Generator) -> Iterator[Batch]:
@@ -162,7 +163,7 @@ class Reader:
         for row, (example, one) in enumerate(zip(examples, encoded, strict=True)):
             length = len(one.ids)
             tokens[row, :length], positions[row, :length] = one.ids, np.arange(length)
-            memory[row, self._n_prefix + 1 : one.page] = True
+            memory[row, max(1, self.n_prefix) : one.page] = True
             lines += [(row, place) for place in one.lines.tolist()]
             titles += one.ids[one.titles].tolist()
             start, answers = 0, digits_wanted(example)

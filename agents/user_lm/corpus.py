@@ -215,7 +215,7 @@ class Corpus:
         others = self._unpicked(users, items, rng)
         usable = others >= 0
         users, items, stars, others = users[usable], items[usable], stars[usable], others[usable]
-        starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]])) if len(users) else []
+        starts: list[int] = np.flatnonzero(np.diff(users, prepend=-1)).tolist()
         pages = []
         for first, last in zip(starts, [*starts[1:], len(users)], strict=True):
             for begin in range(first, last, max(1, self.candidates // 2)):

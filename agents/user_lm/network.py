@@ -26,6 +26,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("a user language model", "p5") from error
 
+ROPE_THETA = 10_000.0
 SPREAD = 0.02  # SD of fresh embeddings
 NEAR, FAR = 0.7, 0.02  # frequencies, in radians a token, by which the first layer looks at the words just before
 NEARNESS = 1.6
@@ -60,12 +61,13 @@ def new_network(tokenizer: Any, *, hidden_size: int, layers: int, heads: int, dr
         max_position_embeddings=max_length,
         attention_dropout=dropout,
         attention_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    network = transformers.LlamaForCausalLM(config)
+    network: Any = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
         embeddings = network.get_input_embeddings().weight
         embeddings.normal_(0.0, SPREAD)
@@ -73,10 +75,12 @@ def new_network(tokenizer: Any, *, hidden_size: int, layers: int, heads: int, dr
         _name_answers(embeddings, rotation, tokenizer)
         size = hidden_size // heads
         first, *others = (layer.self_attn for layer in network.model.layers)
-        frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
+        frequencies = ROPE_THETA ** (-torch.arange(0, size, 2) / size)
         near = NEARNESS * ((frequencies < NEAR) & (frequencies > FAR)).float().repeat(2)
         first.q_proj.bias[:size], first.k_proj.bias[:size] = near, near
         _copy(first, size)
+        for attention in (first, *others[:1]):
+            _liken(attention, size)
         for attention in others:
             projection = MATCHING * torch.randn(size, hidden_size)
             attention.k_proj.weight[:size] = projection
@@ -95,6 +99,14 @@ def _name_answers(embeddings: Tensor, rotation: Tensor, tokenizer: Any) -> None:
             ids = tokenizer.encode(text, add_special_tokens=False)
             if len(label) == 1 and len(ids) == 1:
                 embeddings[ids[0]] = 0.3 * embeddings[ids[0]] + rotation @ embeddings[label[0]]
+
+
+def _liken(attention: Any, size: int) -> None:
+    """Let the second head, where there is one, look for tokens like its own: titles like a title."""
+    if attention.q_proj.out_features > size:
+        projection = MATCHING * torch.randn(size, attention.q_proj.in_features)
+        attention.q_proj.weight[size : 2 * size] = projection
+        attention.k_proj.weight[size : 2 * size] = projection
 
 
 def _copy(attention: Any, size: int) -> None:
@@ -155,6 +167,15 @@ def tree_attention(
 transformers.AttentionInterface.register("simenv_tree", tree_attention)
 
 
+def save(network: Any, tokenizer: Any, folder: Path) -> None:
+    """Write what `llm.path` takes: safetensors, adapters merged into them, and the tokenizer with its chat template."""
+    if hasattr(network, "merge_and_unload"):
+        network = network.merge_and_unload()
+    network.config._attn_implementation = "sdpa"
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 class Objective:
     """What a network is trained on, as a loss of a batch.
 
@@ -199,7 +220,7 @@ class Objective:
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, (n, P + B, d)."""
         base = self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
-        return base.model(  # type: ignore[no-any-return]
+        return base.model(
             input_ids=batch.tokens, attention_mask=tree_mask(batch), position_ids=batch.positions, use_cache=False
         ).last_hidden_state
 

@@ -40,9 +40,7 @@ def pre_tokenizer() -> Any:
     )
 
 
-def learn_vocabulary(
-    texts: Iterable[str], *, size: int, system: str, leads: Sequence[str], max_length: int
-) -> transformers.PreTrainedTokenizerFast:
+def learn_vocabulary(texts: Iterable[str], *, size: int, system: str, leads: Sequence[str], max_length: int) -> Any:
     """A tokenizer with a chat template, for `save_pretrained` beside a model.
 
     Args:
@@ -71,7 +69,8 @@ def learn_vocabulary(
     )
     tokenizer.train_from_iterator(_with_numbers(texts, numbers), trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (system, *leads, *_SPOKEN)])
-    return transformers.PreTrainedTokenizerFast(
+    fast: Any = transformers.PreTrainedTokenizerFast
+    return fast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=END,

@@ -1,0 +1,274 @@
+"""train_user_lm: a small language model of users, trained from scratch (or from a local checkpoint) on histories.
+
+`run(config)` holds users, items and everybody's last interactions out, trains on the rest, and writes a run directory
+with `model/` - a folder for `llm.path`, with `unseen.json`, which the realism experiment judges by - the loss by
+step, and a page.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agents.memory import Retrieval
+from agents.user_lm import Corpus, HeldOut, PromptOptions
+from experiments.bias_loop import NOT_RESULTS, design_from
+from experiments.replications import save_figure, write_table
+from experiments.runs import RunDirectory, card_of_machine
+from simenv.datasets.base import Dataset
+from simenv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_LENGTH = 2048  # tokens a model of ours takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is learned, and how: conf/experiment/train_user_lm.yaml says what each option means."""
+
+    held_out_users: float
+    held_out_items: float
+    passes: int
+    max_minutes: float | None
+    moments: int
+    window: float
+    candidates: int
+    negatives: str
+    lived: float
+    vocabulary: int
+    hidden_size: int
+    layers: int
+    heads: int
+    dropout: float
+    learning_rate: float
+    weight_decay: float
+    language: float
+    batch_tokens: int
+    checkpoint: str | None
+    lora_rank: int
+    device: str
+
+    def __post_init__(self) -> None:
+        for name in ("passes", "vocabulary", "hidden_size", "layers", "heads", "learning_rate", "batch_tokens"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"user_lm.{name}={getattr(self, name)}: expected a positive number")
+        if self.hidden_size % (2 * self.heads):
+            raise ConfigError(
+                f"user_lm.hidden_size={self.hidden_size}: expected an even number for each of {self.heads} heads"
+            )
+        for name in ("language", "lora_rank", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"user_lm.{name}={getattr(self, name)}: expected a number >= 0")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"user_lm.dropout={self.dropout}: expected a share in [0, 1)")
+        if self.lora_rank and self.checkpoint is None:
+            raise ConfigError(f"user_lm.lora_rank={self.lora_rank}: adapters need a user_lm.checkpoint to adapt")
+        if self.checkpoint is not None and not (Path(self.checkpoint) / "config.json").is_file():
+            raise ConfigError(
+                f"user_lm.checkpoint={self.checkpoint}: no config.json; expected a save_pretrained folder"
+            )
+
+
+def run(config: Mapping[str, Any]) -> Path:
+    """Train the model of a resolved configuration and write the run directory; returns the directory.
+
+    Raises:
+        SimenvError: bad configuration, data or run directory.
+        KeyboardInterrupt: stopped from outside; ``resume`` goes on after the last whole pass.
+    """
+    given = dict(config["user_lm"])
+    unknown = sorted(set(given) - {each.name for each in fields(Settings)})
+    if unknown:
+        raise ConfigError(f"user_lm.{unknown[0]}: no such option")
+    settings = Settings(**given)
+    options = prompt_options(config["agent"])
+    dataset = design_from(config).load_dataset(config["seed"])
+    held = HeldOut.draw(
+        dataset,
+        users=settings.held_out_users,
+        items=settings.held_out_items,
+        share=config["holdout"],
+        seed=config["seed"],
+    )
+    corpus = Corpus(
+        held.training_part(dataset),
+        options,
+        moments=settings.moments,
+        window=settings.window,
+        candidates=settings.candidates,
+        negatives=settings.negatives,
+        lived=settings.lived,
+        seed=config["seed"],
+    )
+    kept = {name: value for name, value in config.items() if name not in NOT_RESULTS} | {"recommenders": {}}
+    folder = RunDirectory(Path(config["run_dir"]), kept, resume=bool(config["resume"]))
+    if folder.complete:
+        return folder.path
+    with folder.locked():
+        started = time.time()
+        figures = train(corpus, settings, folder, seed=config["seed"], show=bool(config["progress"]))
+        _write_unseen(dataset, held, folder.path / "model" / "unseen.json")
+        card = {
+            "question": config["question"],
+            "command": config["command"],
+            "dataset": dataset.name,
+            "n_users": corpus.dataset.n_users,
+            "n_items": corpus.dataset.n_items,
+            "n_interactions": len(corpus.dataset.interactions),
+            **figures,
+            **card_of_machine(started),
+        }
+        (folder.path / "run_card.json").write_text(json.dumps(card, indent=1) + "\n")
+        plot(folder.path)
+        folder.finish()
+    return folder.path
+
+
+def prompt_options(agent: Mapping[str, Any]) -> PromptOptions:
+    """How the configured users are told to a model; nothing is asked yet, so no language model is needed.
+
+    Raises:
+        ConfigError: the agent is not one that a language model drives, or its prompts need tastes.
+    """
+    if "retrieval" not in agent:
+        raise ConfigError("agent: expected agent=user-lm, or one with the options of agents.llm.LLMUser")
+    retrieval = Retrieval(**{name: value for name, value in agent["retrieval"].items() if not name.startswith("_")})
+    if retrieval.similarity:
+        raise ConfigError(
+            f"agent.retrieval.similarity={retrieval.similarity:g}: expected 0; what is similar is learned from "
+            "everybody's whole history, and would tell the model what comes next"
+        )
+    if agent["titles"] != "real":
+        raise ConfigError(f"agent.titles={agent['titles']}: expected real; the model learns what titles mean")
+    embedded = agent.get("embedded") or {}
+    return PromptOptions(
+        retrieval=retrieval,
+        memory_size=int(embedded.get("memory_size", PromptOptions().memory_size)),
+        attributes=tuple(agent["attributes"]),
+        synopsis_length=agent["synopsis_length"],
+        conformity=agent["conformity"],
+        base_rate=agent["base_rate"],
+        prompts=agent["prompts"],
+    )
+
+
+def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int, show: bool) -> dict[str, Any]:
+    """Train, and write ``model/`` and ``tables/training.csv``; returns figures for the run card."""
+    from agents.user_lm.batches import Batch, Reader, leads  # torch is loaded only here
+    from agents.user_lm.embeddings import co_occurrence_vectors
+    from agents.user_lm.network import Objective, embed, load_network, new_network, save
+    from agents.user_lm.vocabulary import learn_vocabulary
+    from recommenders.p5.training import Training, TrainingOptions, pick_device, seeded
+
+    device = pick_device(settings.device)
+    system = corpus.prompts.render("system")
+    first = list(corpus.examples(0))
+    with seeded(seed, device):
+        if settings.checkpoint is None:
+            tokenizer = learn_vocabulary(
+                (each.person + each.page for each in first),
+                size=settings.vocabulary,
+                system=system,
+                leads=leads(max(26, settings.candidates)),
+                max_length=MAX_LENGTH,
+            )
+            network = new_network(
+                tokenizer,
+                hidden_size=settings.hidden_size,
+                layers=settings.layers,
+                heads=settings.heads,
+                dropout=settings.dropout,
+                max_length=MAX_LENGTH,
+            )
+        else:
+            tokenizer, network = load_network(settings.checkpoint, lora_rank=settings.lora_rank)
+    network.to(device)
+    network.to(device)
+    reader = Reader(tokenizer, system)
+    objective = Objective(network, reader.digits, language=settings.language)
+    encoded = reader.encode(first)
+    if settings.checkpoint is None:
+        memories = [one.ids[reader.n_prefix : one.page] for one in encoded]
+        embed(network, co_occurrence_vectors(memories, len(tokenizer), settings.hidden_size, seed))
+
+    def batches(number: int) -> Iterator[Batch]:
+        examples = first if number == 0 else list(corpus.examples(number))
+        return reader.batches(examples, settings.batch_tokens, np.random.default_rng([seed, number, 0xBA7C]))
+
+    steps = len(reader.groups(first, encoded, settings.batch_tokens, np.random.default_rng(0)))
+    training = Training(
+        network,
+        objective,
+        TrainingOptions(
+            epochs=settings.passes,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            max_minutes=settings.max_minutes,
+        ),
+        seed=seed,
+        checkpoint=folder.checkpoint / "training.pt",
+        show=show,
+    )
+    progress = training.run(batches, steps)
+    save(network, tokenizer, folder.path / "model")
+    losses = [{"pass": number + 1, "loss": loss} for number, loss in enumerate(progress.losses)]
+    write_table(folder.path / "tables" / "training.csv", losses)
+    return {
+        "passes": progress.epoch,
+        "steps": progress.step,
+        "examples_a_pass": len(first),
+        "answers": progress.samples,
+        "training_seconds": round(progress.seconds, 1),
+        "answers_a_second": round(progress.samples / max(progress.seconds, 1e-9)),
+        "parameters": sum(each.numel() for each in network.parameters()),
+        "vocabulary": len(tokenizer),
+        "prompt_tokens": round(float(np.mean([len(one.ids) for one in encoded])), 1),
+    }
+
+
+def _write_unseen(dataset: Dataset, held: HeldOut, path: Path) -> None:
+    """What the model was not trained on, by the data set's own ids."""
+    unseen = {
+        "dataset": dataset.name,
+        "holdout": held.share,
+        "users": [dataset.user_ids[row] for row in np.flatnonzero(held.users)],
+        "items": [dataset.catalog.item_ids[row] for row in np.flatnonzero(held.items)],
+    }
+    path.write_text(json.dumps(unseen) + "\n")
+
+
+def plot(folder: Path) -> Path:
+    """The figure of the loss and the page, from the directory's files alone."""
+    import polars as pl
+
+    from simenv.report import build
+
+    table = pl.read_csv(folder / "tables" / "training.csv")
+    save_figure(
+        folder,
+        "training",
+        plot_loss(table["pass"].to_list(), table["loss"].to_list()),
+        title="Training loss",
+        caption="Mean loss of each pass over the training part: answers, and beside them titles and memories.",
+    )
+    return build(folder)
+
+
+def plot_loss(passes: list[int], losses: list[float]) -> Figure:
+    """Loss by pass."""
+    from simenv.figures.style import arm_styles, small_multiples
+
+    style = arm_styles(["user language model"])["user language model"]
+    figure, (panel,) = small_multiples(1)
+    panel.plot(passes, losses, color=style.color, marker=style.marker)
+    panel.set_xlabel("pass")
+    panel.set_ylabel("loss, nats")
+    return figure
