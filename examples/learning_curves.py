@@ -1,6 +1,6 @@
 """Learning curves of PPO, A2C and DQN from Stable-Baselines3 on the named tasks, between exact floors and ceilings.
 
-    python examples/learning_curves.py [--tasks ChurnTrap Drift] [--seeds 5] [--steps 100000] [--out curves.png]
+    python examples/learning_curves.py [--tasks ChurnTrap Drift] [--seeds 4] [--steps 50000] [--out curves.png]
 
 Prints the table of docs/rl.md and draws its figure. Every point is the mean of sessions that no agent was trained on,
 the same for all; the lines beside it are computed (`simenv.envs.tasks`), not played.
@@ -192,8 +192,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--algorithms", nargs="+", default=list(RECIPES), choices=list(RECIPES))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100_000, help="training pages, at least 1,000")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=50_000, help="training pages, at least 1,000")
     parser.add_argument("--sessions", type=int, default=1000, help="held out, at each point")
     parser.add_argument("--out", type=Path, default=Path("learning_curves.png"))
     arguments = parser.parse_args()
