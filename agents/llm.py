@@ -200,6 +200,7 @@ class LLMUser(UserModel):
         other.embedded = copy.copy(self.embedded)
         other.embedded.population = other.population
         other._scorer = other._new_scorer()
+        other._others = copy.copy(self._others)
         other._set_own_state(self._own_state())
         return other
 
