@@ -193,7 +193,7 @@ def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int
     network.to(device)
     network.to(device)
     reader = Reader(tokenizer, system)
-    objective = Objective(network, reader.digits, language=settings.language)
+    objective = Objective(network, reader, language=settings.language)
     encoded = reader.encode(first)
     if settings.checkpoint is None:
         memories = [one.ids[reader.n_prefix : one.page] for one in encoded]

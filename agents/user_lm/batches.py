@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.language_models.answer_slots import lead, slots
-from agents.parsing import RATING, SATISFACTION, opaque_ids, page_schema
+from agents.language_models.answer_slots import lead, skeleton, slots
+from agents.parsing import INTEREST, RATING, SATISFACTION, opaque_ids, page_schema
 from agents.user_lm.corpus import Example
 from simenv.errors import ConfigError, MissingExtraError
 
@@ -27,9 +27,9 @@ except ImportError as error:
     raise MissingExtraError("a user language model", "p5") from error
 
 SATISFACTION_WEIGHT = 0.2  # nobody states it: it is made from the picks
+SPEAKING = 0.25
 N_DIGITS = 10
 MARK = "\u2063"  # stands for the user's message when the chat template is taken apart
-Pairs = list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +51,14 @@ class Batch:
     lengths: Tensor  # (n,), of the prompts
     branch: Tensor  # (n, B), number of the branch a token belongs to; -1 = padding
     memory: Tensor  # (n, P), tokens of profile and memory, to be foretold from those before
-    ends: Tensor  # (m, 2), row, and place among the B, of the last token of each branch with a known answer
-    wanted: Tensor  # (m, 10), distribution over the digits that follow it
+    ends: Tensor  # (m, 2), row, and place among the B, of the last token of the branch of each number
+    wanted: Tensor  # (m, 10), distribution over the digits that follow it; zeros = not known
     stars: Tensor  # (m,), that only digits from 1 to 5 may follow
+    spoken: Tensor  # (m or 0, 2), the same of the token before each number in a written answer
     lines: Tensor  # (l, 2), row and place of the token after each item of a page
     picked: Tensor  # (l,), whether it was picked
     titles: Tensor  # (l,), first token of its title
-    interest_ends: Tensor  # (l, 2), row, and place among the B, where its interest is asked
+    interests: Tensor  # (l,), which of the m asks for its interest
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -90,6 +91,13 @@ class Reader:
         )
         self.prefix, self.suffix = chat.split(MARK)
         self._leads: dict[int, list[list[int]]] = {}
+        self._pieces: dict[int, list[list[int]]] = {}
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """The tokens of 0 to 100 as they stand in an answer; empty where one of them takes several."""
+        found = [self._encode(f'":{number}') for number in range(INTEREST[1] + 1)]
+        return [ids[-1] for ids in found] if len({len(ids) for ids in found}) == 1 else []
 
     @cached_property
     def digits(self) -> list[int]:
@@ -107,11 +115,12 @@ class Reader:
         Args:
             examples: of one pass.
             tokens: in a batch, padding included, at most; one example at least.
-            rng: of the order.
+            rng: of the order, and of which batches (`SPEAKING` of them) hold a written answer.
         """
         encoded = self.encode(examples)
         for rows in self.groups(examples, encoded, tokens, rng):
-            yield self.batch([examples[row] for row in rows], [encoded[row] for row in rows])
+            speaks = rng if self.numbers and rng.random() < SPEAKING else None
+            yield self.batch([examples[row] for row in rows], [encoded[row] for row in rows], speaks)
 
     def groups(
         self, examples: Sequence[Example], encoded: Sequence[Encoded], tokens: int, rng: np.random.Generator
@@ -149,37 +158,40 @@ class Reader:
             )
         return found
 
-    def batch(self, examples: Sequence[Example], encoded: Sequence[Encoded]) -> Batch:
-        """The tensors of these examples."""
+    def batch(
+        self, examples: Sequence[Example], encoded: Sequence[Encoded], speaks: np.random.Generator | None = None
+    ) -> Batch:
+        """The tensors of these examples.
+
+        Args:
+            examples, encoded: aligned.
+            speaks: where given, one more branch is the whole answer as it is written, with numbers drawn from this:
+                a model that has seen any numbers before the one it writes next learns not to heed them.
+        """
+        branches = [self._branches(len(each.items), speaks) for each in examples]
         lengths = np.array([len(one.ids) for one in encoded])
         n, p = len(examples), int(lengths.max())
-        width = max(self._width(len(each.items)) for each in examples)
+        width = max(sum(map(len, each)) for each, _ in branches)
         tokens, positions = np.zeros((n, p + width), np.int64), np.zeros((n, p + width), np.int64)
         memory, branch = np.zeros((n, p), np.bool_), np.full((n, width), -1, np.int64)
-        ends: Pairs = []
-        asked: Pairs = []
-        lines: Pairs = []
-        wanted, stars, titles = [], [], []
-        for row, (example, one) in enumerate(zip(examples, encoded, strict=True)):
+        ends, spoken, lines = [], [], []
+        for row, (one, (parts, numbers)) in enumerate(zip(encoded, branches, strict=True)):
             length = len(one.ids)
             tokens[row, :length], positions[row, :length] = one.ids, np.arange(length)
             memory[row, max(1, self.n_prefix) : one.page] = True
             lines += [(row, place) for place in one.lines.tolist()]
-            titles += one.ids[one.titles].tolist()
-            start, answers = 0, digits_wanted(example)
-            for number, ids in enumerate(self._leads_of(len(example.items))):
-                stop = start + len(ids)
-                tokens[row, p + start : p + stop] = ids
-                positions[row, p + start : p + stop] = length + np.arange(len(ids))
-                branch[row, start:stop] = number
-                of_stars = number % 2 == 1 or number == len(answers) - 1
-                if not of_stars:
-                    asked.append((row, stop - 1))
-                if answers[number].any():
-                    ends.append((row, stop - 1))
-                    wanted.append(answers[number])
-                    stars.append(of_stars)
-                start = stop
+            stops = np.cumsum([len(ids) for ids in parts])
+            for number, (ids, stop) in enumerate(zip(parts, stops.tolist(), strict=True)):
+                place = slice(p + stop - len(ids), p + stop)
+                tokens[row, place], positions[row, place] = ids, length + np.arange(len(ids))
+                branch[row, stop - len(ids) : stop] = number
+            n_leads = len(parts) - bool(numbers)
+            ends += [(row, stop - 1) for stop in stops[:n_leads].tolist()]
+            spoken += [(row, stops[-1] - len(parts[-1]) + place) for place in numbers]
+        sizes = np.array([len(each.items) for each in examples])
+        place_in_answer = np.concatenate([np.arange(2 * k + 1) for k in sizes])
+        last = np.concatenate([np.arange(2 * k + 1) == 2 * k for k in sizes])
+        stars = (place_in_answer % 2 == 1) | last
         return Batch(
             tokens=torch.from_numpy(tokens),
             positions=torch.from_numpy(positions),
@@ -187,13 +199,30 @@ class Reader:
             branch=torch.from_numpy(branch),
             memory=torch.from_numpy(memory),
             ends=torch.tensor(ends),
-            wanted=torch.from_numpy(np.stack(wanted)),
-            stars=torch.tensor(stars),
+            wanted=torch.from_numpy(np.concatenate([digits_wanted(each) for each in examples])),
+            stars=torch.from_numpy(stars),
+            spoken=torch.tensor(spoken, dtype=torch.long).reshape(-1, 2),
             lines=torch.tensor(lines),
             picked=torch.from_numpy(np.concatenate([each.picked for each in examples])),
-            titles=torch.tensor(titles),
-            interest_ends=torch.tensor(asked),
+            titles=torch.from_numpy(np.concatenate([one.ids[one.titles] for one in encoded])),
+            interests=torch.from_numpy(np.flatnonzero(~stars)),
         )
+
+    def _branches(self, k: int, speaks: np.random.Generator | None) -> tuple[list[list[int]], list[int]]:
+        """The branches of a page of k items, and where in the last one, a written answer, each number is due."""
+        if speaks is None:
+            return self._leads_of(k), []
+        if k not in self._pieces:
+            self._pieces[k] = [self._encode(text) for text, slot in skeleton(page_schema(opaque_ids(k))) if slot]
+        written: list[int] = []
+        due = []
+        for place, piece in enumerate(self._pieces[k]):
+            of_stars = place % 2 == 1 or place == 2 * k
+            low, high = RATING if of_stars else INTEREST
+            written += piece
+            due.append(len(written) - 1)
+            written.append(self.numbers[int(speaks.integers(low, high + 1))])
+        return [*self._leads_of(k), written[:-1]], due
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -7,15 +7,14 @@ training. So one is put in place at the start. The module does not know the trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parsing import RATING, opaque_ids
-from agents.user_lm.batches import N_DIGITS, Batch, leads
+from agents.parsing import INTEREST, RATING, opaque_ids
+from agents.user_lm.batches import N_DIGITS, Batch, Reader, leads
 from simenv.errors import ConfigError, MissingExtraError
 
 try:
@@ -32,6 +31,7 @@ NEAR, FAR = 0.7, 0.02  # frequencies, in radians a token, by which the first lay
 NEARNESS = 1.6
 MATCHING = 0.1  # SD of the projections that let an answer find its line
 COPYING = 0.5
+SHARPNESS = (0.35, 4.0)  # SD of the numbers wanted in a written answer: of stars, and of interest
 
 
 def new_network(tokenizer: Any, *, hidden_size: int, layers: int, heads: int, dropout: float, max_length: int) -> Any:
@@ -181,21 +181,25 @@ class Objective:
 
     The cross-entropy of the digits wanted at the branches; and, so that there is something to learn from at every
     token: whether an item was picked, told already by the token after its line (`LINES`); the item's title, told by the
-    branch that asks about it (`RECALL`); and the next word of profile and memory (`language`).
+    branch that asks about it (`RECALL`); the numbers of a written answer, which are to be what the branches say
+    (`SPOKEN`); and the next word of profile and memory (`language`).
 
     Args:
         network: a causal language model of transformers, from now on with `tree_attention`.
-        digits: the tokens of 0 to 9.
+        reader: of the tokenizer.
         language: weight of the next words.
     """
 
     LINES = 1.0
     RECALL = 0.3
+    SPOKEN = 0.3
 
-    def __init__(self, network: Any, digits: Sequence[int], *, language: float) -> None:
+    def __init__(self, network: Any, reader: Reader, *, language: float) -> None:
         self.network, self.language = network, language
         self.device = next(network.parameters()).device
-        self.digits = torch.tensor(digits, device=self.device)
+        self.digits = torch.tensor(reader.digits, device=self.device)
+        self.numbers = torch.tensor(reader.numbers, device=self.device)
+        self.values = torch.arange(N_DIGITS, dtype=torch.float32, device=self.device)
         network.config._attn_implementation = "simenv_tree"
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
@@ -206,30 +210,47 @@ class Objective:
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
         hidden = self.hidden(batch)
         head = self.network.get_output_embeddings().weight
-        total = self._answers(hidden, head, batch)
+        logs = self.answers(hidden, batch)
+        total = -(batch.wanted * logs).sum() / batch.wanted.sum()
         after = functional.linear(hidden[batch.lines[:, 0], batch.lines[:, 1]], head[self.digits[[0, N_DIGITS - 1]]])
         total = total + self.LINES * functional.cross_entropy(after.float(), batch.picked.long())
-        asked = functional.linear(_at_branches(hidden, batch, batch.interest_ends), head)
+        asked = functional.linear(_at_branches(hidden, batch, batch.ends[batch.interests]), head)
         total = total + self.RECALL * functional.cross_entropy(asked.float(), batch.titles)
+        if len(batch.spoken):
+            total = total + self.SPOKEN * self._spoken(hidden, head, logs.detach(), batch)
         if self.language:
             rows, places = batch.memory.nonzero(as_tuple=True)
             words = functional.linear(hidden[rows, places - 1], head)
             total = total + self.language * functional.cross_entropy(words.float(), batch.tokens[rows, places])
-        return total, len(batch.ends)
+        return total, int((batch.wanted.sum(dim=1) > 0).sum())
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, (n, P + B, d)."""
         base = self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
-        return base.model(
+        states: Tensor = base.model(
             input_ids=batch.tokens, attention_mask=tree_mask(batch), position_ids=batch.positions, use_cache=False
         ).last_hidden_state
+        return states
 
-    def _answers(self, hidden: Tensor, head: Tensor, batch: Batch) -> Tensor:
+    def answers(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Log-probabilities of the digits that may follow each branch, (m, 10)."""
+        head = self.network.get_output_embeddings().weight
         scores = functional.linear(_at_branches(hidden, batch, batch.ends), head[self.digits]).float()
-        forbidden = torch.ones(N_DIGITS, dtype=torch.bool, device=scores.device)
-        forbidden[RATING[0] : RATING[1] + 1] = False
-        logs = torch.log_softmax(scores.masked_fill(batch.stars[:, None] & forbidden, -1e9), dim=1)
-        return -(batch.wanted * logs).sum() / batch.wanted.sum()
+        beyond = (self.values < RATING[0]) | (self.values > RATING[1])
+        return torch.log_softmax(scores.masked_fill(batch.stars[:, None] & beyond, -1e9), dim=1)
+
+    def _spoken(self, hidden: Tensor, head: Tensor, logs: Tensor, batch: Batch) -> Tensor:
+        """How far the numbers of a written answer are from what the branches say: the model is its own teacher."""
+        means = logs.exp() @ self.values
+        said = torch.where(batch.stars, means, means * INTEREST[1] / (N_DIGITS - 1))
+        width = torch.where(batch.stars, *SHARPNESS)
+        number = torch.arange(len(self.numbers), device=self.device)
+        wanted = torch.softmax(-0.5 * ((number - said[:, None]) / width[:, None]) ** 2, dim=1)
+        scores = functional.linear(_at_branches(hidden, batch, batch.spoken), head[self.numbers]).float()
+        beyond = (number < RATING[0]) | (number > RATING[1])
+        scores = scores.masked_fill(batch.stars[:, None] & beyond, -1e9)
+        wanted = wanted.masked_fill(batch.stars[:, None] & beyond, 0.0)
+        return functional.cross_entropy(scores, wanted / wanted.sum(dim=1, keepdim=True))
 
 
 def _at_branches(hidden: Tensor, batch: Batch, ends: Tensor) -> Tensor:
