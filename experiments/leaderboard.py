@@ -146,6 +146,8 @@ def _judge(
 ) -> tuple[Rows, float]:
     """One arm's rows and CPU seconds; it sees the catalogue and the training interactions, never the targets."""
     seen = dataset.replace_interactions(split.train)
+    started, seconds = 0.0, 0.0
+    models: list[Any] = []
 
     def make() -> Any:
         nonlocal started
@@ -161,8 +163,6 @@ def _judge(
         if not models:
             models.append(recommender)
 
-    started, seconds = 0.0, 0.0
-    models: list[Any] = []
     rows = leaderboard({arm: make}, split, keys=[Key(seed) for seed in design.seeds], after_fit=fitted)
     if keep:
         models[0].save(folder.path / "models" / arm)

@@ -147,6 +147,7 @@ class Asked(Opinions):
         traits = model.population.traits
         self._own_ratings = OwnRatings(dataset, traits.rating_mean, traits.rating_sd)
         self._folds: tuple[Calibration, Calibration] | None = None
+        self._lines: tuple[tuple[float, float], ...] = ()
         self._all: Calibration | None = None
 
     def interest(self, pages: Pages, luck: int = 0) -> Matrix:
@@ -157,6 +158,7 @@ class Asked(Opinions):
         answers = [self._answers(each, 0) for each in pages]
         self._all = self._fitted(pages, answers, None)
         self._folds = (self._fitted(pages, answers, 1), self._fitted(pages, answers, 0))
+        self._lines = (_line(pages, answers, 1), _line(pages, answers, 0))
 
     def calibration(self) -> Calibration:
         """The fit on all users."""
@@ -172,8 +174,16 @@ class Asked(Opinions):
         return np.where(np.isnan(interest), np.nan, found)
 
     def expected_ratings(self, pages: Pages) -> Matrix:
-        middle = np.full(pages.items.shape, 0.5)
-        return self._own(pages, middle, middle)
+        """What the model says on the scale of real ratings: the least-squares line, fitted on the other fold.
+
+        Ratings as given (`given_ratings`) are spread like the user's own; an expectation is not.
+        """
+        said, scale = self._answers(pages, 0)[1], self.model.rating_scale
+        found = np.full(said.shape, np.nan)
+        for parity, (slope, level) in enumerate(self._lines):
+            rows = pages.users % 2 == parity
+            found[rows] = np.clip(level + slope * said[rows], scale.low, scale.high)
+        return found
 
     def given_ratings(self, pages: Pages, draws: int) -> GivenRatings:
         parts = []
@@ -242,6 +252,21 @@ class Asked(Opinions):
             users = np.broadcast_to(pages.users[rows, None], quantile.shape)
             found[rows] = self._own_ratings.at(users, quantile)
         return np.where(np.isnan(said), np.nan, found)
+
+
+def _line(pages: Sequence[Pages], answers: Sequence[tuple[Matrix, Matrix]], parity: int) -> tuple[float, float]:
+    """Slope and level of real ratings over those the model says, among users of this parity."""
+    said, given = [], []
+    for each, (_, stars) in zip(pages, answers, strict=True):
+        rated = each.chosen & ~np.isnan(each.ratings) & ~np.isnan(stars) & (each.users % 2 == parity)[:, None]
+        said.append(stars[rated])
+        given.append(each.ratings[rated].astype(np.float64))
+    x, y = np.concatenate(said), np.concatenate(given)
+    if not len(x):
+        return 0.0, float("nan")
+    spread = x.var()
+    slope = float(((x - x.mean()) * (y - y.mean())).mean() / spread) if spread > 0 else 0.0
+    return slope, float(y.mean() - slope * x.mean())
 
 
 def opinions(name: str, model: UserModel, dataset: Dataset, *, base_rate: float, folder: Path) -> Opinions:

@@ -32,6 +32,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("llm=transformers", "p5") from error
 
+transformers.utils.logging.disable_progress_bar()  # a run has its own
+
 READOUTS = ("json", "logits")
 PROMPTS_KEPT = 1024  # tokens of prompts that were counted and will be answered
 MOST_FORMS = 256  # answer forms kept; pages of different lengths have different ones
