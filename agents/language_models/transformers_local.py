@@ -32,7 +32,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("llm=transformers", "p5") from error
 
-transformers.utils.logging.disable_progress_bar()  # a run has its own
+transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a run has its own
 
 READOUTS = ("json", "logits")
 PROMPTS_KEPT = 1024  # tokens of prompts that were counted and will be answered

@@ -165,7 +165,7 @@ def tree_attention(
 
 
 transformers.AttentionInterface.register("simenv_tree", tree_attention)
-transformers.utils.logging.disable_progress_bar()  # a run has its own
+transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a run has its own
 
 
 def save(network: Any, tokenizer: Any, folder: Path) -> None:
