@@ -1,11 +1,12 @@
 # make bias-loop   the main job, on a fresh machine
+# make llm-users   users played by a language model, from its training to the report, offline
 # make test        set up everything, then the default tests
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
-.PHONY: setup bias-loop test test-slow check format bench clean
+.PHONY: setup bias-loop llm-users test test-slow check format bench clean
 
 # What a first look needs; no torch.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -23,6 +24,18 @@ setup: $(VENV)/all
 
 bias-loop: $(VENV)/base
 	$(BIN)/python run.py +experiment=bias_loop
+
+# Users played by a language model, offline and without a key: train a small one, judge it, play the loop, open the page.
+U  := runs/llm-users
+LM := llm=transformers llm.path=$(U)/training/model llm.readout=logits
+at  = $(if $(wildcard $(1)),resume=$(1),hydra.run.dir=$(1))
+
+llm-users: $(VENV)/all
+	$(BIN)/python run.py +experiment=train_user_lm_small $(call at,$(U)/training)
+	$(BIN)/python run.py +experiment=realism n_users=300 n_items=600 n_seeds=1 agent=user-lm $(LM) \
+		unseen=$(U)/training/model/unseen.json judged_users=1000 $(call at,$(U)/realism)
+	$(BIN)/python run.py +experiment=llm_users agent=user-lm $(LM) agent.calibration=$(U)/realism/calibration.json \
+		$(call at,$(U)/loop)
 
 test: $(VENV)/all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
