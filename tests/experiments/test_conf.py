@@ -15,6 +15,7 @@ from agents.base import UserModel
 from agents.tastes import TasteModel
 from experiments.design import CONF, build, spec_from_conf
 from recommenders.base import Recommender
+from simenv.errors import ConfigError
 
 CONTRACT_RECOMMENDERS = {
     "random", "popularity", "content", "itemknn", "seqknn", "ease", "als", "bpr", "mf", "oracle",
@@ -48,9 +49,17 @@ def test_tastes(name: str) -> None:
     assert isinstance(build(spec_from_conf("tastes", name), name), TasteModel)
 
 
-@pytest.mark.parametrize("name", [name for name in names("agent") if name not in ("llm", "mixed")])
+@pytest.mark.parametrize("name", [name for name in names("agent") if name not in ("llm", "mixed", "user-lm")])
 def test_agent(name: str) -> None:
     assert isinstance(build(spec_from_conf("agent", name), name), UserModel)
+
+
+@pytest.mark.parametrize("name", ["llm", "user-lm"])
+def test_agents_that_ask_a_language_model_say_so(name: str) -> None:
+    agent = OmegaConf.to_container(config(f"agent={name}").agent, resolve=True)
+    assert isinstance(agent, dict)
+    with pytest.raises(ConfigError, match="expected llm=openai"):
+        build(agent, name)
 
 
 @pytest.mark.parametrize("name", names("experiment"))
