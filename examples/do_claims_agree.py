@@ -64,13 +64,14 @@ def show(claims: dict[str, dict[str, dict[str, object]]]) -> None:
     """Verdict and estimate of each claim under each kind of users, and how many agree."""
     kinds = list(claims)
     shared = [name for name in claims[kinds[0]] if all(name in each for each in claims.values())]
-    print(f"{'claim':48}" + "".join(f"{kind:>26}" for kind in kinds))
+    width = max(map(len, shared), default=0)
+    print(f"{'claim':{width}}" + "".join(f"{kind:>26}" for kind in kinds))
     same = 0
     for name in shared:
         found = [claims[kind][name] for kind in kinds]
         same += len({each["verdict"] for each in found}) == 1
         cells = (f"{each['verdict']} {each['estimate']:+.3f}" for each in found)
-        print(f"{name:48}" + "".join(f"{cell:>26}" for cell in cells))
+        print(f"{name:{width}}" + "".join(f"{cell:>26}" for cell in cells))
     print(f"{same} of {len(shared)} claims have the same verdict under all kinds of users")
 
 
