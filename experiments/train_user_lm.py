@@ -177,7 +177,7 @@ def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int
                 (each.person + each.page for each in first),
                 size=settings.vocabulary,
                 system=system,
-                leads=leads(max(26, settings.candidates)),
+                leads=list(dict.fromkeys([*leads(26), *leads(max(26, settings.candidates))])),
                 max_length=MAX_LENGTH,
             )
             network = new_network(
@@ -190,7 +190,6 @@ def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int
             )
         else:
             tokenizer, network = load_network(settings.checkpoint, lora_rank=settings.lora_rank)
-    network.to(device)
     network.to(device)
     reader = Reader(tokenizer, system)
     objective = Objective(network, reader, language=settings.language)
@@ -214,7 +213,7 @@ def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int
             max_minutes=settings.max_minutes,
         ),
         seed=seed,
-        checkpoint=folder.checkpoint / "training.pt",
+        checkpoint=folder.checkpoint / "training" / "training.pt",
         show=show,
     )
     progress = training.run(batches, steps)

@@ -26,7 +26,6 @@ from simenv.datasets.base import Dataset, Head, Interactions, LongArray, Tastes
 from simenv.errors import DataError
 
 NEGATIVES = ("matched", "uniform")
-POPULARITY_JITTER = 0.2  # SD of log popularity when matching, so that a pick does not always meet the same item
 LIVED_PAGE = 10  # most events of a page that is told as lived through
 
 
@@ -171,6 +170,8 @@ class Corpus:
         passed_over = self._passed_over([user for user, *_ in pages], rng)
         warm = _Memory(prompt.population)
         for (user, items, picked, stars), passed in zip(pages, passed_over, strict=True):
+            if passed is not None:  # nothing of the page: to have been passed over would say "never picked"
+                passed = np.setdiff1d(passed, items)
             lived = passed is not None and _live(prompt.population, user, passed, rng)
             if lived:
                 prompt.digests[user] = prompt.digest(user)
@@ -231,8 +232,7 @@ class Corpus:
         """For each pick an item that its user does not have in the training part; -1 = there is none."""
         log = self.dataset.interactions
         if self.negatives == "matched":
-            about = self._popularity * np.exp(POPULARITY_JITTER * rng.standard_normal(log.n_items))
-            return match_popularity(log, about, users, items)
+            return match_popularity(log, self._popularity, users, items)
         found = sample_unseen(log, users, rng, (self._popularity > 0).astype(np.float64))
         _, first = np.unique(pair_keys(users, np.maximum(found, 0), log.n_items), return_index=True)
         once = np.zeros(len(found), np.bool_)

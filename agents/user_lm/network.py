@@ -7,6 +7,7 @@ training. So one is put in place at the start. The module does not know the trai
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,9 @@ def load_network(folder: str | Path, *, lora_rank: int = 0) -> tuple[Any, Any]:
         from peft import LoraConfig, get_peft_model
 
         adapters = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        return tokenizer, get_peft_model(network, adapters)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers renames
+            return tokenizer, get_peft_model(network, adapters)
     return tokenizer, network
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agents.parsing import opaque_ids
 from simenv.errors import ConfigError, MissingExtraError
 
 try:
@@ -85,8 +84,3 @@ def _with_numbers(texts: Iterable[str], numbers: Sequence[str]) -> Iterable[str]
     yield from texts
     for _ in range(1000):
         yield " ".join(f'":{number}' for number in numbers)
-
-
-def letters(candidates: int) -> tuple[str, ...]:
-    """The names items of a page can have, at least A to Z."""
-    return opaque_ids(max(26, candidates))

@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(trained, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             train_user_lm.run(settings(run_dir))
     assert passes == [0, 1]
-    assert (run_dir / "checkpoint" / "training.pt").is_file()
+    assert (run_dir / "checkpoint" / "training/training.pt").is_file()
     assert not (run_dir / "model").exists()
     train_user_lm.run(settings(run_dir, resume=True))
     for name in ("model.safetensors", "tokenizer.json", "unseen.json"):
