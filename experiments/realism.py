@@ -68,7 +68,7 @@ class Settings:
     judged_users: int | None
     draws: int
     agent4rec: str | None
-    unseen: str | None
+    unseen: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.holdout, bool) or not 0 < self.holdout < 1:
