@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,6 +221,7 @@ def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int
     losses = [{"pass": number + 1, "loss": loss} for number, loss in enumerate(progress.losses)]
     write_table(folder.path / "tables" / "training.csv", losses)
     return {
+        **score(progress.losses),
         "passes": progress.epoch,
         "steps": progress.step,
         "examples_a_pass": len(first),
@@ -231,6 +232,11 @@ def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int
         "vocabulary": len(tokenizer),
         "prompt_tokens": round(float(np.mean([len(one.ids) for one in encoded])), 1),
     }
+
+
+def score(losses: Sequence[float]) -> dict[str, float]:
+    """Mean loss of the first and of the last pass, nats; how real the users are is for `experiments.realism` to say."""
+    return {"first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4)}
 
 
 def _write_unseen(dataset: Dataset, held: HeldOut, path: Path) -> None:
