@@ -15,6 +15,7 @@ from agents.memory import Retrieval
 from agents.parsing import opaque_ids, page_schema, parse_page
 from agents.user_lm import Corpus, Example, HeldOut, PromptOptions
 from simenv.datasets import synthetic
+from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.errors import ConfigError, DataError
 from simenv.randomness import Key
 
@@ -610,3 +611,78 @@ def test_a_folder_without_a_model_is_one_error(tmp_path):
     with pytest.raises(ConfigError, match=r"user_lm.checkpoint=.*no usable model") as raised:
         load_network(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def _halves(n_users: int = 300, n_items: int = 80, each: int = 24) -> Dataset:
+    """People who only ever pick from their half of the catalogue, the dramas or the comedies."""
+    rng, half = np.random.default_rng(0), n_items // 2
+    genres = np.zeros((n_items, 2), np.bool_)
+    genres[:half, 0] = genres[half:, 1] = True
+    words = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "iris", "jade")
+    log = Interactions(
+        users=np.repeat(np.arange(n_users, dtype=np.int32), each),
+        items=np.concatenate([rng.permutation(half)[:each] + half * (user % 2) for user in range(n_users)]).astype(
+            np.int32
+        ),
+        ratings=rng.integers(3, 6, n_users * each).astype(np.float32),
+        times=np.tile(np.arange(each, dtype=np.int64), n_users),
+        n_users=n_users,
+        n_items=n_items,
+    )
+    return Dataset(
+        name="halves",
+        catalog=Catalog(
+            item_ids=tuple(map(str, range(n_items))),
+            titles=tuple(f"{words[i % 10].title()} {words[i // 10]} {i}" for i in range(n_items)),
+            genre_names=("Drama", "Comedy"),
+            genres=genres,
+        ),
+        interactions=log.take(np.argsort(log.times, kind="stable")),
+        user_ids=tuple(map(str, range(n_users))),
+    )
+
+
+@pytest.mark.slow
+def test_in_half_a_minute_it_learns_what_kinds_of_people_pick():
+    """People it never saw too: a third of the other items are of their own half, so that .83 is about the most."""
+    torch = pytest.importorskip("torch")
+    from agents.user_lm.batches import Reader, leads
+    from agents.user_lm.embeddings import co_occurrence_vectors
+    from agents.user_lm.network import Objective, embed, new_network
+    from agents.user_lm.vocabulary import learn_vocabulary
+    from recommenders.p5.training import Training, TrainingOptions
+
+    world = _halves()
+    corpus = Corpus(world.take_users(np.arange(240)), moments=6, window=0.3, lived=0.0)
+    first = list(corpus.examples(0))
+    system = corpus.prompts.render("system")
+    texts = (each.person + each.page for each in first)
+    tokenizer = learn_vocabulary(texts, size=1300, system=system, leads=leads(26), max_length=1024)
+    reader = Reader(tokenizer, system)
+    torch.manual_seed(0)
+    network = new_network(tokenizer, hidden_size=64, layers=2, heads=2, dropout=0.0, max_length=1024)
+    encoded = reader.encode(first)
+    memories = [one.ids[reader.n_prefix : one.page] for one in encoded]
+    embed(network, co_occurrence_vectors(memories, len(tokenizer), 64, 0))
+    objective = Objective(network, reader, language=0.3)
+    Training(network, objective, TrainingOptions(epochs=4, learning_rate=3e-3)).run(
+        lambda number: reader.batches(list(corpus.examples(number)), 1500, np.random.default_rng(number)),
+        len(reader.groups(first, encoded, 1500, np.random.default_rng(0))),
+    )
+
+    def auc(users: np.ndarray) -> float:
+        asked = list(Corpus(world.take_users(users), moments=3, window=0.3, lived=0.0, seed=9).examples(0))
+        batch = reader.batch(asked, reader.encode(asked))
+        with torch.inference_mode():
+            chances = objective.answers(objective.hidden(batch), batch).exp()
+        interest = (chances @ torch.arange(10.0))[batch.interests].numpy()
+        found, start = [], 0
+        for each in asked:
+            own = interest[start : start + len(each.items)]
+            start += len(each.items)
+            yes, no = own[each.picked][:, None], own[~each.picked]
+            found.append(((yes > no) + 0.5 * (yes == no)).mean())
+        return float(np.mean(found))
+
+    assert auc(np.arange(240)) > 0.75
+    assert auc(np.arange(240, 300)) > 0.6
