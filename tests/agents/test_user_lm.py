@@ -548,7 +548,7 @@ def test_a_new_network_looks_for_the_line_it_is_asked_about(reader, examples):
             found.append(float(out.attentions[1][0, 0, -1, one.lines[place]]) * ids.shape[1])
         if len(found) > 60:
             break
-    assert np.mean(found) > 2.0  # times chance
+    assert np.mean(found) > 1.5  # times chance
 
 
 def test_learning_lowers_the_loss(reader, examples):
