@@ -274,6 +274,7 @@ def plot_loss(passes: list[int], losses: list[float]) -> Figure:
     style = arm_styles(["user language model"])["user language model"]
     figure, (panel,) = small_multiples(1)
     panel.plot(passes, losses, color=style.color, marker=style.marker)
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_xlabel("pass")
     panel.set_ylabel("loss, nats")
     return figure
