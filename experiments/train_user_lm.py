@@ -269,12 +269,14 @@ def plot(folder: Path) -> Path:
 
 def plot_loss(passes: list[int], losses: list[float]) -> Figure:
     """Loss by pass."""
+    from matplotlib.ticker import MaxNLocator
+
     from simenv.figures.style import arm_styles, small_multiples
 
     style = arm_styles(["user language model"])["user language model"]
     figure, (panel,) = small_multiples(1)
     panel.plot(passes, losses, color=style.color, marker=style.marker)
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("pass")
     panel.set_ylabel("loss, nats")
     return figure
