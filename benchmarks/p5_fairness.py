@@ -5,8 +5,9 @@
 One backbone is trained, or read from what `python -m recommenders.p5 train --model p5` saved; for each attribute a fair
 prompt is trained in front of it, on the attribute as told by four fifths of the users. Columns: AUC of a logistic
 attacker on all users, and on those who never told; AUC of the same attacker on the lists themselves (shares of genres,
-and mean popularity, of the top 10); HR@10 and NDCG@10 on leave-one-out, whole catalogue, seen items left out. Seconds
-are CPU seconds.
+and mean popularity, of the top 10); HR@10 and NDCG@10 on leave-one-out, whole catalogue, seen items left out. The same
+features of popularity's lists, in which only what is left out as seen is a user's own, and of the histories say
+between which values the AUC of lists is to be read. Seconds are CPU seconds.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ def main() -> None:
         counts = dict(zip(*(part.tolist() for part in np.unique(truth, return_counts=True)), strict=True))
         print(f"\n{attribute}: {counts}", flush=True)
         recommender.fair, recommender.network.prefixed = None, False
+        from_popularity = _attack(_list_features(popularity, dataset, split), truth)
+        from_histories = _attack(_history_features(dataset, split), truth)
+        print(f"  AUC of popularity's lists {from_popularity:.3f}, of histories {from_histories:.3f}", flush=True)
         print(f"  without            {_row(recommender, dataset, split, truth, told)}", flush=True)
         known = replace(dataset, user_attributes={attribute: np.where(told, truth, "")})
         for weight in options.weights:
@@ -67,7 +71,8 @@ def main() -> None:
 
 
 def _backbone(options: argparse.Namespace, dataset: Any, split: Any, key: Key) -> P5:
-    settings = {"index_options": {"window": 3}, "epochs": 20, "max_minutes": options.minutes}
+    index = {"clusters": 20, "leaf_size": 50, "window": 3}
+    settings = {"index_options": index, "layers": 1, "dropout": 0.0, "epochs": 4, "max_minutes": options.minutes}
     if options.model is not None:
         settings = json.loads((options.model / "card.json").read_text())["settings"]
     recommender = P5(**settings)
@@ -91,21 +96,32 @@ def _accuracy(recommender: Any, split: Any) -> str:
 def _row(recommender: P5, dataset: Any, split: Any, truth: Any, told: Any) -> str:
     users = np.arange(dataset.n_users)
     states, lists = recommender.user_states(users), _list_features(recommender, dataset, split)
-    parts = []
-    for name, features, who in (("all", states, users), ("untold", states, users[~told]), ("lists", lists, users)):
-        kinds, counts = np.unique(truth[who], return_counts=True)
-        common = np.isin(truth[who], kinds[counts >= 20])  # every fold of the attacker needs some
-        auc = attacker_auc(features[who][common], truth[who][common], np.random.default_rng(0))
-        parts.append(f"{name} {auc:.3f}")
+    groups = (("all", states, truth), ("untold", states[~told], truth[~told]), ("lists", lists, truth))
+    parts = [f"{name} {_attack(features, known):.3f}" for name, features, known in groups]
     return f"AUC {', '.join(parts)}; {_accuracy(recommender, split)}"
 
 
-def _list_features(recommender: P5, dataset: Any, split: Any) -> Any:
+def _attack(features: Any, truth: Any) -> float:
+    kinds, counts = np.unique(truth, return_counts=True)
+    common = np.isin(truth, kinds[counts >= 20])  # every fold of the attacker needs some
+    return attacker_auc(features[common], truth[common], np.random.default_rng(0))
+
+
+def _list_features(recommender: Any, dataset: Any, split: Any) -> Any:
     """Shares of the genres in each user's top 10 and its mean popularity, (n_users, n_genres + 1)."""
     users = np.arange(dataset.n_users)
     slates = recommender.recommend(users, 10, exclude=pack(seen_mask(split.train, users))).item_ids
     popularity = midrank_percentile(split.train.item_counts())[slates].mean(axis=1)
     return np.column_stack([dataset.catalog.genres[slates].mean(axis=1), popularity])
+
+
+def _history_features(dataset: Any, split: Any) -> Any:
+    """`_list_features` of what each user consumed in training, (n_users, n_genres + 1)."""
+    log, n_users = split.train, dataset.n_users
+    popularity = midrank_percentile(log.item_counts())
+    features = np.column_stack([dataset.catalog.genres, popularity])[log.items]
+    sums = np.stack([np.bincount(log.users, column, minlength=n_users) for column in features.T], axis=1)
+    return sums / np.maximum(log.user_counts(), 1)[:, None]
 
 
 if __name__ == "__main__":

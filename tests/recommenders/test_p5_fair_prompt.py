@@ -1,6 +1,10 @@
 """The fair prompt: it hides a planted attribute, leaves the backbone alone, and comes back from disk."""
 
+import importlib
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,3 +202,32 @@ def test_a_planted_attribute_is_hidden_and_recommendations_stay_good():
     assert fair_auc < 0.7
     assert fair_hits > popular_hits + 0.1
     assert fair_hits > 0.8 * open_hits
+
+
+@pytest.mark.slow
+def test_the_benchmark_reads_lists_between_popularity_and_histories(tmp_path: Path, monkeypatch, capsys):
+    """On files in ML-1M's format in which women and men watch other halves of the catalogue."""
+    rng, n_users, n_items, length = np.random.default_rng(0), 200, 60, 12
+    women = np.arange(n_users) % 2 == 0
+    ages = rng.choice([18, 25, 35], n_users)
+    users = [f"{row + 1}::{'F' if women[row] else 'M'}::{ages[row]}::4::12345" for row in range(n_users)]
+    items = [f"{row + 1}::Film {row} (1999)::{'Drama' if row % 2 else 'War'}" for row in range(n_items)]
+    ratings = [
+        f"{user + 1}::{2 * half + women[user] + 1}::4::{978_300_000 + place}"
+        for user in range(n_users)
+        for place, half in enumerate(rng.choice(n_items // 2, length, replace=False))
+    ]
+    for name, lines in (("users", users), ("movies", items), ("ratings", ratings)):
+        (tmp_path / f"{name}.dat").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    monkeypatch.setattr(sys, "argv", ["p5_fairness.py", "--data", str(tmp_path), "--minutes", "0.2", "--steps", "5"])
+    importlib.import_module("p5_fairness").main()
+    printed = capsys.readouterr().out
+    gender, age = printed.split("\nage: ")
+    bounds = re.search(r"AUC of popularity's lists (\S+), of histories (\S+)\n", gender)
+    assert float(bounds[2]) > 0.99
+    assert float(bounds[1]) < float(bounds[2])
+    for part in (gender, age):
+        rows = re.findall(r"(without|fair, weight 5) +AUC all (\S+), untold (\S+), lists (\S+); HR@10", part)
+        assert [row[0] for row in rows] == ["without", "fair, weight 5"]
+        assert all(0 <= float(value) <= 1 for row in rows for value in row[1:])
