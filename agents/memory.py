@@ -85,11 +85,12 @@ class Retrieval:
             vectors: (n, d), one per event.
             query: (d,), what is on the user's mind.
         """
-        return (
-            self.recency * _unit_range(self.gamma ** np.asarray(pages_ago, np.float64))
-            + self.importance * _unit_range(np.asarray(importance, np.float64))
-            + self.similarity * _unit_range(cosines(vectors, query))
-        )
+        scores = self.recency * _unit_range(self.gamma ** np.asarray(pages_ago, np.float64))
+        if self.importance:
+            scores += self.importance * _unit_range(np.asarray(importance, np.float64))
+        if self.similarity:
+            scores += self.similarity * _unit_range(cosines(vectors, query))
+        return scores
 
     def recall(
         self, events: Events, importance: NDArray[Any], vectors: NDArray[Any], query: NDArray[Any]

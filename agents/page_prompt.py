@@ -5,8 +5,9 @@ It reads profile, memory and catalogue, and fills the templates; it draws nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,24 @@ class OthersRatings:
         """Every item's mean rating, on 1-5, shrunk to the mean of all, (n_items,)."""
         mean = (self.sums + OTHERS_PRIOR * self._prior) / (self.counts + OTHERS_PRIOR)
         return np.asarray(1.0 + 4.0 * (mean - self.scale.low) / (self.scale.high - self.scale.low))
+
+
+class Told(NamedTuple):
+    """An item of a page, as the template `slate` sees it."""
+
+    id: str
+    title: str
+    genres: list[str]
+    others: float | None
+    synopsis: str
+
+
+class Recalled(NamedTuple):
+    """An event of the past, as the template `person` sees it."""
+
+    when: str
+    title: str
+    what: str
 
 
 class PagePrompt:
@@ -92,6 +111,7 @@ class PagePrompt:
         self.others: NDArray[np.float64] = np.full(dataset.n_items, np.nan)
         self.digests: dict[int, str] = {}
         self.notes: dict[int, list[str]] = {}
+        self._genres: dict[int, list[str]] = {}
 
     def page(
         self, user: int, items: NDArray[np.int32], ids: Sequence[str], *, brief: bool = False
@@ -165,42 +185,53 @@ class PagePrompt:
     def _genre_names(self, genres: NDArray[Any]) -> list[str]:
         return [self.dataset.catalog.genre_names[genre] for genre in genres if genre >= 0]
 
-    def _item(self, item: int, name: str, shows_others: bool, brief: bool) -> dict[str, Any]:
+    def _item(self, item: int, name: str, shows_others: bool, brief: bool) -> Told:
         catalog = self.dataset.catalog
-        synopsis = catalog.texts[item] if catalog.texts and self.synopsis_length and not brief else ""
-        genres = [catalog.genre_names[genre] for genre in np.flatnonzero(catalog.genres[item])]
-        return {
-            "id": name,
-            "title": self.title(item),
-            "genres": genres,
-            "others": float(self.others[item]) if shows_others else None,
-            "synopsis": "" if self.masked else synopsis,
-        }
+        if item not in self._genres:
+            self._genres[item] = [catalog.genre_names[genre] for genre in np.flatnonzero(catalog.genres[item])]
+        told = catalog.texts and self.synopsis_length and not brief and not self.masked
+        return Told(
+            id=name,
+            title=self.title(item),
+            genres=self._genres[item],
+            others=float(self.others[item]) if shows_others else None,
+            synopsis=catalog.texts[item] if told else "",
+        )
 
-    def _memories(self, user: int, items: NDArray[np.int32]) -> list[dict[str, str]]:
-        population = self.population
-        events = Events.of(population, user)
-        if len(events) == 0:
-            return []
-        vectors = population.tastes.choice.item_vectors
+    def _memories(self, user: int, items: NDArray[np.int32]) -> list[Recalled]:
+        events = Events.of(self.population, user)
+        rows = slice(None) if len(events) <= self.retrieval.top else self._recalled(user, events, items)
+        return [
+            Recalled(
+                when="before" if round < 0 else "last page" if ago == 1 else f"{ago} pages ago",
+                title=self.title(item),
+                what=("picked" if clicked else "passed over")
+                + ("" if math.isnan(rating) else f", rated {self.stars(rating):.2g}"),
+            )
+            for round, ago, item, clicked, rating in zip(
+                events.rounds[rows].tolist(),
+                events.pages_ago[rows].tolist(),
+                events.items[rows].tolist(),
+                events.clicked[rows].tolist(),
+                events.ratings[rows].tolist(),
+                strict=True,
+            )
+        ]
+
+    def _recalled(self, user: int, events: Events, items: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Rows of the events to tell."""
+        vectors = self.population.tastes.choice.item_vectors
+        weight = self._importance(user, events) if self.retrieval.importance else np.zeros(len(events))
+        return self.retrieval.recall(events, weight, vectors[events.items], vectors[items].mean(axis=0))
+
+    def _importance(self, user: int, events: Events) -> NDArray[np.float64]:
         scale = self.dataset.rating_scale
-        weight = importance(
+        return importance(
             events.ratings,
-            float(population.traits.rating_mean[user]),
+            float(self.population.traits.rating_mean[user]),
             (scale.high - scale.low) / 2,
             self._familiarity(user, events.items),
         )
-        rows = self.retrieval.recall(events, weight, vectors[events.items], vectors[items].mean(axis=0))
-        return [self._memory(events, int(row)) for row in rows]
-
-    def _memory(self, events: Events, row: int) -> dict[str, str]:
-        rating = float(events.ratings[row])
-        ago = int(events.pages_ago[row])
-        when = "before" if events.rounds[row] < 0 else "last page" if ago == 1 else f"{ago} pages ago"
-        what = "picked" if events.clicked[row] else "passed over"
-        if not np.isnan(rating):
-            what += f", rated {self.stars(rating):.2g}"
-        return {"when": when, "title": self.title(int(events.items[row])), "what": what}
 
     def _familiarity(self, user: int, items: NDArray[np.int32]) -> NDArray[np.float64]:
         """Mean share of each item's genres in what the user consumed, (n,)."""

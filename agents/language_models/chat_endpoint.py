@@ -171,11 +171,14 @@ class ChatEndpoint:
                 raise ProtocolError(400, "unsupported_schema", str(error), param="response_format") from None
         messages = tuple(turn.message() for turn in body.messages)
         try:
-            room = self.model.max_length - self.model.count_tokens(Request(messages=messages))[0]
+            self.model.check_messages(messages)
         except jinja2.TemplateError as error:
             message = f"messages: the model's chat template refuses them: {error}"
             raise ProtocolError(400, "invalid_messages", message, param="messages") from None
-        limit = body.max_completion_tokens or body.max_tokens or min(DEFAULT_MAX_TOKENS, max(room, 1))
+        limit = body.max_completion_tokens or body.max_tokens
+        if limit is None:
+            room = self.model.max_length - self.model.count_tokens(Request(messages=messages))[0]
+            limit = min(DEFAULT_MAX_TOKENS, max(room, 1))
         temperature = 1.0 if body.temperature is None else body.temperature
         return Request(messages=messages, schema=schema, max_tokens=limit, temperature=temperature)
 

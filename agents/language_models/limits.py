@@ -6,6 +6,7 @@ They do not know what is asked or answered. A limit delays or raises; it never m
 from __future__ import annotations
 
 import asyncio
+import math
 
 import numpy as np
 
@@ -30,7 +31,8 @@ class Budgeted(Decorator):
 
     Before a call its prompt (counted or estimated) and its longest answer are reserved, so that calls in flight cannot
     overshoot together; after it the reservation becomes what the server reported. A call that fits only once others
-    of this process have settled waits for them.
+    of this process have settled waits for them. Where neither tokens nor dollars are limited, nothing is counted
+    beforehand: a small local model spends more on that than on everything else but its answer.
 
     Args:
         inner: what is paid for.
@@ -42,6 +44,8 @@ class Budgeted(Decorator):
         super().__init__(inner)
         self.budget = budget
         self.spending = spending or Spending()
+        _, tokens, dollars = budget.limits
+        self._foresees = min(tokens, dollars) < math.inf or self.spending.path is not None
         self._in_flight = 0
         self._settled = asyncio.Condition()
 
@@ -49,8 +53,7 @@ class Budgeted(Decorator):
         return self.budget.cost(prompt_tokens, completion_tokens)
 
     async def complete(self, request: Request) -> Completion:
-        prompt = self.count_tokens(request)[0]
-        reserved = prompt + request.max_tokens, self.cost(prompt, request.max_tokens)
+        reserved = self._most(request) if self._foresees else (0, 0.0)
         await self._reserve((1.0, *reserved))
         self.ledger.count("calls")
         tokens, dollars = 0, 0.0
@@ -71,6 +74,11 @@ class Budgeted(Decorator):
     async def aclose(self) -> None:
         self.spending.close()
         await super().aclose()
+
+    def _most(self, request: Request) -> tuple[int, float]:
+        """Tokens and dollars that a call can take."""
+        prompt = self.count_tokens(request)[0]
+        return prompt + request.max_tokens, self.cost(prompt, request.max_tokens)
 
     async def _reserve(self, need: tuple[float, float, float]) -> None:
         async with self._settled:

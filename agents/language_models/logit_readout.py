@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
+from agents.language_models.llama import SmallLlama, Stored
+
 SHORTEST_PREFIX = 16  # tokens in common that are worth a pass of their own
-TOKENS_PER_PASS = {"cpu": 4096}  # more leaves the processor's caches
+TOKENS_PER_PASS = {"cpu": 2048}  # more leaves the processor's caches
 TOKENS_PER_PASS_ELSEWHERE = 1 << 17
 
 
@@ -69,7 +71,7 @@ class _Cache(DynamicCache):
     a third of the work in a network of three layers.
     """
 
-    def __init__(self, stored: Sequence[tuple[Tensor, Tensor]], rows: int, layers: int) -> None:
+    def __init__(self, stored: Stored, rows: int, layers: int) -> None:
         super().__init__(list(stored))
         held: list[Any] = self.layers if stored else []  # without `stored` they appear with the first tokens
         for layer in held:
@@ -86,23 +88,65 @@ class _Cache(DynamicCache):
         return found
 
 
+class AnyNetwork:
+    """Any causal language model of transformers whose attention takes masks of four dimensions (``sdpa``).
+
+    Args:
+        network: the model.
+        digits: the tokens whose scores `read` gives.
+    """
+
+    def __init__(self, network: Any, digits: Tensor) -> None:
+        self._network, self._digits = network, digits
+        self._layers = int(network.config.get_text_config().num_hidden_layers)
+        self._picks = "logits_to_keep" in inspect.signature(network.forward).parameters
+
+    def store(self, tokens: Tensor, past: Stored, bias: Tensor) -> Stored:
+        """As `SmallLlama.store`."""
+        n, length = tokens.shape
+        begin = past[0][0].shape[2] if past else 0
+        cache = _Cache(past, n, self._layers)
+        cache.only_stores = True
+        with contextlib.suppress(_Stored):
+            self._network.base_model(
+                input_ids=tokens,
+                attention_mask=bias.expand(n, -1, -1, -1),
+                position_ids=torch.arange(begin, begin + length, device=tokens.device).expand(n, -1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return [(keys, values) for keys, values, _ in cache]
+
+    def read(self, tokens: Tensor, positions: Tensor, ends: Tensor, past: Stored, bias: Tensor) -> Tensor:
+        """As `SmallLlama.read`."""
+        out = self._network(
+            input_ids=tokens,
+            attention_mask=bias,
+            position_ids=positions,
+            past_key_values=_Cache(past, len(tokens), self._layers),
+            use_cache=True,
+            **({"logits_to_keep": ends} if self._picks else {}),
+        )
+        scores = out.logits if self._picks else out.logits[:, ends]
+        return scores[:, :, self._digits]
+
+
 class LogitReadout:
     """Reads digits off a causal language model of transformers.
 
     Args:
-        network: whose attention takes masks of four dimensions (``sdpa``).
+        network: of `AnyNetwork`'s kind.
         digits: tokens of the digits 0 to 9 where a number of an answer stands.
     """
 
     def __init__(self, network: Any, digits: Sequence[int]) -> None:
-        self.network = network
-        self.device = network.device
-        self._digits = torch.tensor(digits, device=self.device)
-        self._layers = int(network.config.get_text_config().num_hidden_layers)
-        self._picks = "logits_to_keep" in inspect.signature(network.forward).parameters
+        self.dtype, self.device = network.dtype, network.device
+        kind = SmallLlama if SmallLlama.takes(network) else AnyNetwork
+        with torch.inference_mode():
+            self._network: SmallLlama | AnyNetwork = kind(network, torch.tensor(digits, device=self.device))
         self._per_pass = TOKENS_PER_PASS.get(self.device.type, TOKENS_PER_PASS_ELSEWHERE)
         self._prefix: list[int] = []
-        self._stored: list[tuple[Tensor, Tensor]] = []
+        self._stored: Stored = []
 
     def expectations(self, prompts: Sequence[list[int]], tree: Tree, asked: NDArray[np.int64]) -> NDArray[np.float64]:
         """The mean digit at the end of each branch.
@@ -133,9 +177,7 @@ class LogitReadout:
         known = _n_common(common, self._prefix)
         if len(common) - known >= SHORTEST_PREFIX and (len(prompts) > 1 or not known):
             # `common[:known]` is stored already: slices of it serve the rest
-            cache = self._cache(1, known)
-            self._store(cache, torch.tensor([common[known:]], device=self.device), known)
-            self._stored = [(keys, values) for keys, values, _ in cache]
+            self._stored = self._store(np.array([common[known:]]), known)
             self._prefix, known = common, len(common)
         return known
 
@@ -156,48 +198,29 @@ class LogitReadout:
         own = np.zeros((n, longest), np.int64)  # padded on the right, where nothing that is read looks
         for row, prompt in enumerate(prompts):
             own[row, : lengths[row]] = prompt[n_prefix:]
-        cache = self._cache(n, n_prefix)
-        self._store(cache, torch.from_numpy(own).to(self.device), n_prefix)
-
+        past = self._store(own, n_prefix)
         visible = np.ones((n, 1, width, n_prefix + longest + width), np.bool_)
         visible[:, 0, :, n_prefix : n_prefix + longest] = (np.arange(longest) < lengths[:, None])[:, None]
         visible[:, 0, :, n_prefix + longest :] = tree.sees
-        positions = n_prefix + lengths[:, None] + tree.depths
-        out = self.network(
-            input_ids=torch.from_numpy(tree.tokens).to(self.device).expand(n, -1),
-            attention_mask=self._bias(visible),
-            position_ids=torch.from_numpy(positions).to(self.device),
-            past_key_values=cache,
-            use_cache=True,
-            **({"logits_to_keep": torch.from_numpy(tree.ends).to(self.device)} if self._picks else {}),
+        return self._network.read(
+            torch.from_numpy(tree.tokens).to(self.device).expand(n, -1),
+            torch.from_numpy(n_prefix + lengths[:, None] + tree.depths).to(self.device),
+            torch.from_numpy(tree.ends).to(self.device),
+            past,
+            self._bias(visible),
         )
-        ends = out.logits if self._picks else out.logits[:, tree.ends]
-        return ends[:, :, self._digits]
 
-    def _cache(self, rows: int, n_prefix: int) -> _Cache:
-        stored = [(keys[:, :, :n_prefix], values[:, :, :n_prefix]) for keys, values in self._stored] if n_prefix else []
-        return _Cache(stored, rows, self._layers)
-
-    def _store(self, cache: _Cache, tokens: Tensor, n_prefix: int) -> None:
-        """Keys and values of tokens (n, L) that follow the `n_prefix` ones in the cache."""
-        n, length = tokens.shape
+    def _store(self, tokens: NDArray[np.int64], n_prefix: int) -> Stored:
+        """Keys and values of the prefix and of tokens (n, L) that follow it."""
+        length = tokens.shape[1]
+        prefix = [(keys[:, :, :n_prefix], values[:, :, :n_prefix]) for keys, values in self._stored] if n_prefix else []
         causal = np.tri(length, n_prefix + length, n_prefix, dtype=np.bool_)
-        cache.only_stores = True
-        with contextlib.suppress(_Stored):
-            self.network.base_model(
-                input_ids=tokens,
-                attention_mask=self._bias(causal[None, None]).expand(n, -1, -1, -1),
-                position_ids=torch.arange(n_prefix, n_prefix + length, device=self.device).expand(n, -1),
-                past_key_values=cache,
-                use_cache=True,
-            )
-        cache.only_stores = False
+        return self._network.store(torch.from_numpy(tokens).to(self.device), prefix, self._bias(causal[None, None]))
 
     def _bias(self, visible: NDArray[np.bool_]) -> Tensor:
         """A mask as what is added to the scores of attention."""
-        dtype = self.network.dtype
-        bias = torch.zeros(visible.shape, dtype=dtype, device=self.device)
-        return bias.masked_fill_(torch.from_numpy(~visible).to(self.device), torch.finfo(dtype).min)
+        bias = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+        return bias.masked_fill_(torch.from_numpy(~visible).to(self.device), torch.finfo(self.dtype).min)
 
 
 def _n_common(one: Sequence[int], other: Sequence[int]) -> int:

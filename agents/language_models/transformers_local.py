@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise
@@ -35,7 +35,7 @@ except ImportError as error:
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a run has its own
 
 READOUTS = ("json", "logits")
-PROMPTS_KEPT = 1024  # tokens of prompts that were counted and will be answered
+PROMPTS_KEPT = 1024  # that were counted or checked and will be answered
 MOST_FORMS = 256  # answer forms kept; pages of different lengths have different ones
 
 
@@ -118,13 +118,17 @@ class TransformersLocal(LanguageModel):
             raise ConfigError(f"llm.path={folder}: no usable model ({str(error).splitlines()[0]})") from error
         if not self.tokenizer.chat_template:
             raise ConfigError(f"llm.path={folder}: the tokenizer has no chat template; expected an instruction model")
+        if self.tokenizer.is_fast:  # whatever the file says: a prompt is told in full
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
         self.network = network.to(self.device).eval()
         self.max_length: int = int(getattr(network.config, "max_position_embeddings", 0) or 1 << 30)
         self._pad: int = next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
         self._numbers = self._number_tokens()
         self._logits = LogitReadout(self.network, [self._numbers[str(digit)] for digit in range(10)])
         self._forms: dict[str, _Form] = {}
-        self._tokens = lru_cache(maxsize=PROMPTS_KEPT)(self._tokenised)
+        self._text = lru_cache(maxsize=PROMPTS_KEPT)(self._templated)
+        self._counted: dict[str, list[int]] = {}
         ends = self.network.generation_config.eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
         self._queue: list[_Waiting] = []
@@ -140,7 +144,16 @@ class TransformersLocal(LanguageModel):
         return await waiting.answer
 
     def count_tokens(self, request: Request) -> tuple[int, str]:
-        return len(self._prompt(request)), "counted by the model's tokenizer"
+        text = self._text(request.messages)
+        if len(self._counted) >= PROMPTS_KEPT:
+            self._counted.clear()
+        (tokens,) = self._tokenised([text])
+        self._counted[text] = tokens
+        return len(tokens), "counted by the model's tokenizer"
+
+    def check_messages(self, messages: tuple[Message, ...]) -> None:
+        """Raise jinja2.TemplateError where the chat template refuses a conversation."""
+        self._text(messages)
 
     def check_schema(self, schema: Mapping[str, Any]) -> None:
         """Raise ConfigError where answers under this schema cannot be decoded."""
@@ -170,10 +183,11 @@ class TransformersLocal(LanguageModel):
         """One answer, or the reason why there is none, per request."""
         answers: list[Completion | Exception] = [UnansweredError("empty")] * len(requests)
         forms = [_written(request.schema) for request in requests]
+        tokens = self._prompts(requests)
         for _, group in groupby(sorted(range(len(requests)), key=forms.__getitem__), key=forms.__getitem__):
             rows, prompts = [], []
             for i in group:
-                prompt = self._prompt(requests[i])
+                prompt = tokens[i]
                 if len(prompt) + requests[i].max_tokens > self.max_length:
                     detail = f"{len(prompt)} + {requests[i].max_tokens} tokens; the model takes {self.max_length}"
                     answers[i] = UnansweredError("context_overflow", detail)
@@ -194,26 +208,40 @@ class TransformersLocal(LanguageModel):
                 answers[i] = completion
         return answers
 
-    def _prompt(self, request: Request) -> list[int]:
-        """The tokens of a conversation."""
-        return self._tokens(request.messages)
+    def _prompts(self, requests: Sequence[Request]) -> list[list[int]]:
+        """The tokens of each conversation; what was not counted before is encoded in one call."""
+        texts = [self._text(request.messages) for request in requests]
+        counted = [self._counted.pop(text, None) for text in texts]
+        new = iter(self._tokenised([text for text, tokens in zip(texts, counted, strict=True) if tokens is None]))
+        return [next(new) if tokens is None else tokens for tokens in counted]
 
-    def _tokenised(self, conversation: tuple[Message, ...]) -> list[int]:
-        """Where the template takes no system role, its text leads the first turn."""
+    def _templated(self, conversation: tuple[Message, ...]) -> str:
+        """A conversation as its template writes it. Where that takes no system role, its text leads the first turn."""
         messages = [{"role": message.role, "content": message.content} for message in conversation]
+
+        def written(messages: list[dict[str, str]]) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
+                )
+            )
+
         try:
-            return self._templated(messages)
+            return written(messages)
         except jinja2.TemplateError:
             if len(messages) < 2 or messages[0]["role"] != "system":
                 raise
             joined = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-            return self._templated([{"role": messages[1]["role"], "content": joined}, *messages[2:]])
+            return written([{"role": messages[1]["role"], "content": joined}, *messages[2:]])
 
-    def _templated(self, messages: list[dict[str, str]]) -> list[int]:
-        encoded = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, enable_thinking=False
-        )
-        return list(encoded["input_ids"])
+    def _tokenised(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts, all cores at work and without the offsets that nobody reads here."""
+        if not texts:
+            return []
+        if not self.tokenizer.is_fast:
+            return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

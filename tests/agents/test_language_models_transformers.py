@@ -109,7 +109,7 @@ def test_constrained_decoding_is_the_likeliest_path_of_plain_scores(folder):
     model = backend(folder)
     request = page(k=1)
     text = answers(model, [request])[0]
-    prompt = model._prompt(request)
+    (prompt,) = model._prompts([request])
 
     def best(written: str, options: list[str]) -> str:
         with torch.no_grad():
@@ -146,7 +146,7 @@ def test_logits_read_what_each_branch_alone_would_say(folder):
     request = page("A film", k=2)
     other = page("A film with a much longer title", k=2)
     got = json.loads(answers(model, [request, other])[0])
-    prompt = model._prompt(request)
+    (prompt,) = model._prompts([request])
 
     def expectation(lead: str, low: int, high: int) -> float:
         with torch.no_grad():
@@ -205,6 +205,34 @@ def test_free_text_and_token_counts(folder):
     assert "tokenizer" in how
 
 
+def test_a_batch_is_encoded_at_once_and_as_the_template_would(folder, monkeypatch):
+    model = backend(folder, readout="logits")
+    requests = [page(f"Film {i}" * (1 + i), k=2) for i in range(5)]
+    alone = [
+        model.tokenizer.apply_chat_template(
+            [{"role": message.role, "content": message.content} for message in request.messages],
+            add_generation_prompt=True,
+        )["input_ids"]
+        for request in requests
+    ]
+    calls = []
+    encode = model._tokenised
+    monkeypatch.setattr(model, "_tokenised", lambda texts: calls.append(len(texts)) or encode(texts))
+    model.count_tokens(requests[3])
+    assert model._prompts(requests) == alone
+    assert calls == [1, 4]
+    assert model._prompts([requests[3]]) == alone[3:4]
+
+
+def test_no_limit_of_the_tokenizer_file_cuts_a_prompt(tmp_path):
+    where = save_tiny_model(tmp_path / "cut")
+    written = json.loads((where / "tokenizer.json").read_text())
+    written["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    (where / "tokenizer.json").write_text(json.dumps(written))
+    model = backend(where)
+    assert len(model._prompts([page("x" * 50)])[0]) > 50
+
+
 def test_a_prompt_too_long_for_the_model(folder):
     model = backend(folder)
     long, short = page("x" * 3000), page()
@@ -217,7 +245,7 @@ def test_a_prompt_too_long_for_the_model(folder):
 def test_a_template_without_a_system_role(tmp_path):
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
     model = backend(save_tiny_model(tmp_path / "strict", template=strict))
-    text = model.tokenizer.decode(model._prompt(page()))
+    text = model.tokenizer.decode(model._prompts([page()])[0])
     assert "Judge." in text
     assert "<|system|>" not in text
 
@@ -266,7 +294,7 @@ def read_plainly(model, request):
 
     found = []
     for slot in slots(request.schema):
-        ids = torch.tensor([model._prompt(request) + model._encode(lead(slot))])
+        ids = torch.tensor([model._prompts([request])[0] + model._encode(lead(slot))])
         with torch.no_grad():
             scores = model.network(ids, use_cache=False).logits[0, -1].double()
         low, high = slot.asked
@@ -306,9 +334,7 @@ def test_the_common_prefix_is_run_once(folder, monkeypatch):
     model = backend(folder, readout="logits")
     ran = []
     store = model._logits._store
-    monkeypatch.setattr(
-        model._logits, "_store", lambda cache, ids, n: ran.append((tuple(ids.shape), n)) or store(cache, ids, n)
-    )
+    monkeypatch.setattr(model._logits, "_store", lambda ids, n: ran.append((ids.shape, n)) or store(ids, n))
     rules = "Judge every film as this person would. " * 3
 
     def batch(*texts):
@@ -324,9 +350,9 @@ def test_the_common_prefix_is_run_once(folder, monkeypatch):
     assert [n for _, n in ran] == [head]
 
 
-def test_no_prompt_runs_through_the_last_layer(folder):
+def test_no_prompt_runs_through_the_last_layer(tmp_path):
     """What the network would say there is never read; only its branches run to the end."""
-    model = backend(folder, readout="logits")
+    model = backend(save_architecture(tmp_path / "qwen2", "qwen2"), readout="logits")
     seen = []
     model.network.model.layers[-1].mlp.register_forward_hook(lambda *call: seen.append(call[-1].shape[1]))
     model.answer([page("A film"), page("A longer film")])
@@ -335,6 +361,84 @@ def test_no_prompt_runs_through_the_last_layer(folder):
     widths = {len(model._form(page().schema).tree.tokens)}
     assert set(seen) == widths
     assert len(slots(page().schema)) <= widths.pop() < sum(len(branch) for branch in branches(model, page()))
+
+
+LLAMAS = {
+    "as it is": {},
+    "biases": {"attention_bias": True},
+    "every head its own keys": {"num_key_value_heads": 2},
+    "heads of another size": {"head_dim": 4},
+    "a head of its own": {"tie_word_embeddings": False},
+    "another base": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+}
+
+
+def save_llama(folder, **changes):
+    """The tokenizer of `save_tiny_model`, and a Llama in which no weight is at its neutral value."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    save_tiny_model(folder)
+    config = LlamaConfig.from_pretrained(folder)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    torch.manual_seed(2)
+    network = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weights in network.named_parameters():
+            if name.endswith("norm.weight") or name.endswith("bias"):
+                weights.add_(0.5 * torch.randn_like(weights))
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", LLAMAS)
+def test_a_small_llama_says_what_transformers_says(tmp_path, kind):
+    model = backend(save_llama(tmp_path / "llama", **LLAMAS[kind]), readout="logits")
+    assert type(model._logits._network).__name__ == "SmallLlama"
+    model._logits._per_pass = 500
+    rules = Message("system", "Judge every film as this person would. " * 2)
+    for lengths in ((1, 9, 3), (2, 30)):
+        batch = [page(messages=(rules, Message("user", "A film " * n)), k=2) for n in lengths]
+        for request, answer in zip(batch, model.answer(batch)):
+            np.testing.assert_allclose(written_numbers(answer.text), read_plainly(model, request), atol=2e-4, rtol=1e-5)
+    assert len(model._logits._prefix) > len(rules.content)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mlp_bias": True},
+        {"hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}},
+    ],
+)
+def test_another_llama_is_run_by_transformers(tmp_path, changes):
+    model = backend(save_llama(tmp_path / "llama", **changes), readout="logits")
+    assert type(model._logits._network).__name__ == "AnyNetwork"
+    request = page("A film", k=2)
+    np.testing.assert_allclose(
+        written_numbers(answers(model, [request])[0]), read_plainly(model, request), atol=2e-4, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("limit", ["LARGEST_TABLE", "LONG"])
+def test_a_small_llama_says_the_same_beyond_its_limits(folder, monkeypatch, limit):
+    """Where the first layer is computed rather than looked up; where prompts are long."""
+    from agents.language_models import llama
+
+    requests = [page("A film " * n) for n in (1, 4)]
+    within = answers(backend(folder, readout="logits"), requests)
+    monkeypatch.setattr(llama, limit, 0)
+    for one, two in zip(within, answers(backend(folder, readout="logits"), requests)):
+        np.testing.assert_allclose(written_numbers(one), written_numbers(two), atol=2e-4)
+
+
+def test_bfloat16_is_near_float32(folder):
+    """Here with weights far larger than trained ones; `benchmarks/user_lm.py` measures it on a real shape."""
+    requests = [page("A film " * n) for n in (1, 4, 2)]
+    exact, rounded = (backend(folder, readout="logits", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    for one, two in zip(answers(exact, requests), answers(rounded, requests)):
+        np.testing.assert_allclose(written_numbers(one)[1::2], written_numbers(two)[1::2], atol=0.1)
 
 
 def branches(model, request):
