@@ -1,42 +1,53 @@
-"""Speed of a small local language model that answers pages: pages per second, single and batched.
+"""Speed of a user language model that answers pages in the logits readout: pages per second, and CPU time of a page.
 
-The checkpoint is made on the spot: a Llama (hidden 128, 3 layers, 4 heads, intermediate 256) of random weights, and
-a vocabulary learned from the prompts themselves. What it answers is noise; how fast it does so is not a matter of that.
-"Before" is the readout as it was without a tree, a common prefix or lengths in order.
+The checkpoint is made on the spot, of the shape of `+experiment=train_user_lm`, with random weights and a vocabulary
+learned from the prompts; how fast it answers is not a matter of what it says. `--path` takes a trained one instead.
+Three ways to the same scores, side by side: *dense*, a readout without a tree, a common prefix or lengths in order, a
+template and a call of the tokenizer for each prompt; *tree*, the tree of branches in transformers' own forward pass;
+*now*, what `llm=transformers` does.
 
-    python benchmarks/user_lm.py speed [--pages 1024] [--batch-size 64] [--device cpu] [--dtype float32]
+    python benchmarks/user_lm.py speed [--pages 512] [--batch-size 64] [--path FOLDER] [--device cpu] [--dtype float32]
+    python benchmarks/user_lm.py dtypes --path FOLDER      # what bfloat16 does to the scores
+    python benchmarks/user_lm.py serve [--clients 64]      # requests per second of agents.serve
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from agents.choice import ChoiceModel
-from agents.language_models import Completion, LanguageModel, Request
+from agents.language_models import Completion, LanguageModel, Request, connect, openai
 from agents.language_models.answer_slots import Slot, lead, slots
+from agents.language_models.logit_readout import AnyNetwork
 from agents.language_models.transformers_local import TransformersLocal
 from agents.llm import LLMUser
-from agents.parsing import opaque_ids, parse_page
+from agents.parsing import opaque_ids
 from agents.user_lm.corpus import PromptOptions
+from agents.user_lm.network import new_network, save
 from agents.user_lm.vocabulary import learn_vocabulary
 from simenv.datasets import synthetic
 from simenv.randomness import Key, Purpose, uniforms
 
 KEY = Key(0)
+MAX_LENGTH = 2048  # tokens, as trained
 
 
 class World:
@@ -58,6 +69,7 @@ class World:
             attributes=told.attributes,
             synopsis_length=self.synopsis_length,
         )
+        assert self.dataset.tastes is not None
         model.bind(self.dataset, self.dataset.tastes, seed=0)
         return model
 
@@ -78,28 +90,22 @@ class Same(LanguageModel):
 
 
 def save_model(folder: Path, requests: Sequence[Request]) -> Path:
-    """A vocabulary of `agents.user_lm` for these prompts, and a Llama of the same shape with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    """A vocabulary for these prompts, and a network of the shape that is trained, with random weights."""
+    shape = OmegaConf.load(ROOT / "conf/experiment/train_user_lm.yaml").user_lm
     texts = [request.messages[1].content for request in requests]
     system = requests[0].messages[0].content
     leads = [lead(slot) for slot in slots(requests[0].schema or {})]
-    tokenizer = learn_vocabulary(texts, size=4096, system=system, leads=leads, max_length=2048)
-    tokenizer.save_pretrained(folder)
+    tokenizer = learn_vocabulary(texts, size=shape.vocabulary, system=system, leads=leads, max_length=MAX_LENGTH)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    network = new_network(
+        tokenizer,
+        hidden_size=shape.hidden_size,
+        layers=shape.layers,
+        heads=shape.heads,
+        dropout=0.0,
+        max_length=MAX_LENGTH,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    save(network, tokenizer, folder)
     return folder
 
 
@@ -108,18 +114,33 @@ def rate(name: str, work: Callable[[], object], n: int) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"{name:32s} {n / wall:8.1f} pages/s, {1000 * cpu / n:6.2f} ms CPU each", flush=True)
+    print(f"{name:34s} {n / wall:8.1f} pages/s, {1000 * cpu / n:6.2f} ms CPU each", flush=True)
 
 
-class Before(TransformersLocal):
-    """The readout as it was: a template a prompt, padding on the left, a dense mask, every token to the vocabulary."""
+def one_prompt(model: TransformersLocal, request: Request) -> list[int]:
+    """A prompt's tokens by a call of its own to the template and the tokenizer."""
+    messages = [{"role": message.role, "content": message.content} for message in request.messages]
+    return list(model.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+
+
+class Tree(TransformersLocal):
+    """The readout of today through transformers' own forward pass."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        digits = torch.tensor([self._numbers[str(digit)] for digit in range(10)], device=self.device)
+        self._logits._network = AnyNetwork(self.network, digits)
+
+
+class Dense(TransformersLocal):
+    """The readout as it was: a prompt at a time to tokens, padding on the left, a dense mask, all of the vocabulary."""
 
     @torch.inference_mode()
     def answer(self, requests: list[Request]) -> list[Completion | Exception]:
         answers: list[Completion | Exception] = []
         for start in range(0, len(requests), 16):
             batch = requests[start : start + 16]
-            prompts = [self._tokenised(request.messages) for request in batch]
+            prompts = [one_prompt(self, request) for request in batch]
             assert batch[0].schema is not None
             texts = self._dense(prompts, slots(batch[0].schema))
             answers += [
@@ -166,78 +187,145 @@ class Before(TransformersLocal):
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Pages per second of the model alone and of the whole way from user to scores, before and now."""
+    """Pages per second of each step, of the model alone, and of the whole way from user to scores."""
     n = options.pages
     world = World(n, options.synopsis)
     silent = world.user_model(Same("no model", 10))
     requests = world.requests(silent)
     silent.score(world.users[:64], world.slates[:64], KEY)
-    with tempfile.TemporaryDirectory() as folder:
-        path = save_model(Path(folder) / "user-lm", requests)
-
-        def local(kind: type[TransformersLocal]) -> TransformersLocal:
-            return kind(
-                path, readout="logits", batch_size=options.batch_size, device=options.device, dtype=options.dtype
-            )
-
-        before, now = local(Before), local(TransformersLocal)
-        lengths = [len(now._tokenised(request.messages)) for request in requests[:64]]
-        prefix, width = (
-            now._logits._share([now._prompt(r) for r in requests[:64]]),
-            len(now._form(requests[0].schema or {}).tree.tokens),
-        )
-        print(
-            f"{sum(p.numel() for p in now.network.parameters()):,} weights, {torch.get_num_threads()} threads; a page: "
-            f"{np.mean(lengths):.0f} prompt tokens, {prefix} of them everyone's, and {width} of the answer's branches"
-        )
-        if options.device == "cpu":
-            agree(before, now, requests[:16])
+    with model_folder(options, requests) as path:
+        ways = {name: local(kind, path, options) for name, kind in (("dense", Dense), ("tree", Tree), ("now", None))}
+        describe(ways["now"], requests)
         rate("prompts and parsing, no model", lambda: silent.score(world.users, world.slates, KEY), n)
-        rate("prompts to tokens", lambda: [now._tokenised(request.messages) for request in requests], n)
-        few, many = requests[: min(n, 32)], requests[: min(n, 128)]
-        if options.device == "cpu":
-            rate("before: model alone, single", lambda: [before.answer([request]) for request in few], len(few))
-            rate("before: model alone, batched", lambda: before.answer(many), len(many))
-        rate("now: model alone, single", lambda: [now.answer([request]) for request in many], len(many))
-        rate("now: model alone, batched", lambda: in_batches(now, requests, options.batch_size), n)
-        if options.device == "cpu":
-            users, slates = world.users[: len(many)], world.slates[: len(many)]
-            rate("before: users to scores", lambda: world.user_model(before).score(users, slates, KEY), len(many))
-        now = local(TransformersLocal)
-        model = world.user_model(now)
-        model.score(world.users[:16], world.slates[:16], KEY)
-        rate("now: users to scores", lambda: model.score(world.users, world.slates, KEY), n)
+        some = requests[:128]
+        rate("dense: prompts to tokens", lambda: [one_prompt(ways["now"], request) for request in some], len(some))
+        rate("now: prompts to tokens", lambda: in_batches(ways["now"]._prompts, requests, options.batch_size), n)
+        if options.device != "cpu":
+            del ways["dense"]
+        expected = scores_of(ways["now"], world, 32)
+        for name, way in ways.items():
+            apart = 0.01 if options.dtype == "float32" else 2
+            np.testing.assert_allclose(scores_of(way, world, 32), expected, atol=apart)
+            measure(name, way, world, requests[: n if name == "now" else min(n, 256)], options.batch_size)
 
 
-def in_batches(model: TransformersLocal, requests: Sequence[Request], size: int) -> None:
+def measure(name: str, way: TransformersLocal, world: World, requests: Sequence[Request], batch_size: int) -> None:
+    """One way: pages one by one, in batches, and all the way from users to scores."""
+    few = requests[:32]
+    rate(f"{name}: model alone, single", lambda: in_batches(way.answer, few, 1), len(few))
+    rate(f"{name}: model alone, batched", lambda: in_batches(way.answer, requests, batch_size), len(requests))
+    rate(f"{name}: users to scores", lambda: scores_of(way, world, len(requests)), len(requests))
+
+
+def dtypes(options: argparse.Namespace) -> None:
+    """What bfloat16 does to the scores, and what it gives for that."""
+    n = options.pages
+    world = World(n, options.synopsis)
+    requests = world.requests(world.user_model(Same("no model", 10)))
+    with model_folder(options, requests) as path:
+        exact = rounded_to("float32", path, world, options)
+        rounded = rounded_to("bfloat16", path, world, options)
+    for name, (one, two) in zip(("interest", "rating"), zip(exact, rounded), strict=True):
+        apart = np.abs(one - two)
+        ranks = [np.argsort(np.argsort(scores, axis=1), axis=1) for scores in (one, two)]
+        same = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(*ranks)])
+        print(
+            f"{name}: SD within pages {one.std(axis=1).mean():.3f}; bfloat16 is off by {apart.mean():.4f} on average, "
+            f"{apart.max():.3f} at most; rank correlation within pages {same:.4f}"
+        )
+
+
+def rounded_to(dtype: str, path: Path, world: World, options: argparse.Namespace) -> tuple[NDArray[Any], NDArray[Any]]:
+    options.dtype = dtype
+    model = local(None, path, options)
+    scores_of(model, world, 32)
+    rate(f"{dtype}: users to scores", lambda: scores_of(model, world, options.pages), options.pages)
+    return scores_of(model, world, options.pages)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Requests per second of `agents.serve` in a process of its own, asked by many at once and by one at a time."""
+    n = options.pages
+    world = World(n, options.synopsis)
+    requests = world.requests(world.user_model(Same("no model", 10)))
+    with model_folder(options, requests) as path:
+        command = [sys.executable, "-m", "agents.serve", "--path", str(path), "--readout", "logits", "--port", "0"]
+        command += ["--batch-size", str(options.batch_size), "--device", options.device, "--dtype", options.dtype]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                _, name, _, url = process.stdout.readline().split()[:4]
+                for clients in (1, options.clients):
+                    model = world.user_model(openai(name, url, concurrency=clients))
+                    ask(model, world, clients, process.pid, n if clients > 1 else min(n, 64))
+            finally:
+                process.terminate()
+
+
+def ask(model: LLMUser, world: World, clients: int, server: int, n: int) -> None:
+    model.score(world.users[:clients], world.slates[:clients], KEY)
+    before = cpu_seconds(server)
+    rate(f"{clients} at a time: client", lambda: model.score(world.users[:n], world.slates[:n], KEY), n)
+    print(f"{'':51s} {1000 * (cpu_seconds(server) - before) / n:6.2f} ms CPU of the server each", flush=True)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of another process, all threads, in seconds (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def model_folder(options: argparse.Namespace, requests: Sequence[Request]) -> Iterator[Path]:
+    """The model to measure: the one named, or one made for these prompts."""
+    if options.path is not None:
+        yield options.path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield save_model(Path(folder) / "user-lm", requests)
+
+
+def local(kind: type[TransformersLocal] | None, path: Path, options: argparse.Namespace) -> TransformersLocal:
+    return (kind or TransformersLocal)(
+        path, readout="logits", batch_size=options.batch_size, device=options.device, dtype=options.dtype
+    )
+
+
+def describe(model: TransformersLocal, requests: Sequence[Request]) -> None:
+    prompts = model._prompts(requests[:64])
+    form = model._form(requests[0].schema or {})
+    weights = sum(each.numel() for each in model.network.parameters())
+    print(
+        f"{weights:,} weights, {model.network.dtype}, {torch.get_num_threads()} threads; a page: "
+        f"{np.mean([len(prompt) for prompt in prompts]):.0f} prompt tokens, {model._logits._share(prompts)} of them "
+        f"everyone's, and {len(form.tree.tokens)} of the answer's branches"
+    )
+
+
+def scores_of(model: TransformersLocal, world: World, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Interest and rating of the first pages, (n, 10) each, all the way a run goes; the model is as `llm=` gives it."""
+    interest, rating, _ = world.user_model(connect(model)).score(world.users[:n], world.slates[:n], KEY)
+    return interest, rating
+
+
+def in_batches(work: Callable[[list[Request]], object], requests: Sequence[Request], size: int) -> None:
     for start in range(0, len(requests), size):
-        model.answer(list(requests[start : start + size]))
-
-
-def agree(before: Before, now: TransformersLocal, requests: list[Request]) -> None:
-    """Stop where the two do not say the same."""
-    ids = opaque_ids(10)
-    for one, two in zip(before.answer(requests), now.answer(requests), strict=True):
-        assert isinstance(one, Completion)
-        assert isinstance(two, Completion)
-        first, second = parse_page(one.text, ids), parse_page(two.text, ids)
-        np.testing.assert_allclose(
-            first.interest, second.interest, atol=2e-3 if before.network.dtype == torch.float32 else 2
-        )
-        np.testing.assert_allclose(
-            first.rating, second.rating, atol=1e-4 if before.network.dtype == torch.float32 else 0.1
-        )
+        work(list(requests[start : start + size]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("section", choices=("speed",))
-    parser.add_argument("--pages", type=int, default=1024)
+    sections = {"speed": speed, "dtypes": dtypes, "serve": serve}
+    parser.add_argument("section", choices=sections)
+    parser.add_argument("--pages", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--synopsis", type=int, default=0, help="characters of an item's description on the page")
+    parser.add_argument("--path", type=Path, help="folder of a trained model")
+    parser.add_argument("--clients", type=int, default=64, help="requests in flight at once")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    speed(parser.parse_args())
+    options = parser.parse_args()
+    sections[options.section](options)
 
 
 if __name__ == "__main__":
