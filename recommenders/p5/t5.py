@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from recommenders.p5.prompt_network import MAX_WORDS, PromptNetwork
-from recommenders.p5.t5_decoding import T5Scorer
+from recommenders.p5.t5_decoding import T5Scorer, encoded
 from recommenders.p5.text import PAD, Vocabulary
 from simenv.errors import ConfigError, MissingExtraError
 
@@ -111,5 +111,5 @@ class P5Network(PromptNetwork):
         return hidden * self.size**-0.5 if self.t5.config.tie_word_embeddings else hidden
 
     def scorer(self, sources: Tensor) -> T5Scorer:
-        states, mask = self.encode(sources)
-        return T5Scorer(self, states, mask)
+        embedded, mask = self.embed(sources)
+        return T5Scorer(self, encoded(self.t5, embedded, mask), mask)

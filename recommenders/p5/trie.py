@@ -7,6 +7,7 @@ existing items are ever scored, so that an item which does not exist cannot come
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -165,21 +166,11 @@ class PathScorer(Protocol):
 
 def item_scores(trie: Trie, scorer: PathScorer) -> Tensor:
     """Exact mode: the log-probability of every item, (B, n_items), by scoring every internal node once."""
-    state = scorer.begin()
-    reached: Tensor | None = None  # (B, M) log-probability of reaching each node
-    for depth, level in enumerate(trie.levels):
-        if depth > 0:
-            every = torch.arange(level.n_nodes, device=level.parent.device)
-            state = scorer.extend(state, level, level.parent[None], every[None])
-        steps = (scorer.logits(state, level, level.child_tokens[None]).float() + level.closed).log_softmax(-1)
-        exists = level.child_nodes >= 0
-        if reached is not None:
-            steps = steps + reached[:, :, None]
-        edge_scores = steps[:, exists]  # (B, E), in the order of the CSR edges
-        if depth < trie.depth - 1:
-            reached = edge_scores  # children of a level are numbered in edge order
-    scores = torch.empty_like(edge_scores)
-    scores[:, trie.levels[-1].child_nodes[exists]] = edge_scores
+    steps, _ = _last_steps(trie, scorer, trie.n_items)
+    leaves = trie.levels[-1].child_nodes
+    exists = leaves >= 0
+    scores = steps.new_empty(len(steps), trie.n_items)
+    scores[:, leaves[exists]] = steps[:, exists]
     return scores
 
 
@@ -195,27 +186,50 @@ def beam_items(
         allowed: (B, n_items) bool, applied at the leaves only, so that a seen item does not cut off its siblings.
         width: paths kept at each level; at least 2 k, the default.
     """
-    width = max(width or 0, 2 * k)
+    steps, nodes = _last_steps(trie, scorer, max(width or 0, 2 * k))
+    scores = steps.flatten(1)
+    if allowed is not None:
+        items = trie.levels[-1].child_nodes[nodes].expand(len(scores), -1, -1).flatten(1)
+        scores = scores.masked_fill(~allowed.gather(1, items.clamp(min=0)), NEVER)
+    scores, best = scores.topk(min(2 * k, scores.shape[1]), dim=1)
+    items, _ = _children(trie.levels[-1], nodes, best)
+    return _ranked(scores, items, k)
+
+
+def _last_steps(trie: Trie, scorer: PathScorer, width: int) -> tuple[Tensor, Tensor]:
+    """Down to the level above the leaves, on all paths where a level has at most `width`, else on the best.
+
+    Returns:
+        Log-probabilities (B, M, C) of the children of the paths that got there, and the nodes (1 or B, M) they got to.
+    """
     state = scorer.begin()
-    nodes = parents = torch.zeros((1, 1), dtype=torch.long, device=trie.ptr.device)
-    reached: Tensor | None = None  # (B, M) log-probability of each path
-    for depth, level in enumerate(trie.levels):
-        if depth > 0:
-            state = scorer.extend(state, level, parents, nodes)
-        logits = scorer.logits(state, level, rows(level.child_tokens, nodes)).float()
-        steps = (logits + rows(level.closed, nodes)).log_softmax(-1)
-        if reached is not None:
-            steps = steps + reached[:, :, None]
-        scores, at_leaves = steps.flatten(1), depth == trie.depth - 1
-        if at_leaves and allowed is not None:
-            items = level.child_nodes[nodes].expand(len(scores), -1, -1).flatten(1)
-            scores = scores.masked_fill(~allowed.gather(1, items.clamp(min=0)), NEVER)
-        reached, best = scores.topk(min(2 * k if at_leaves else width, scores.shape[1]), dim=1)
-        parents = best // steps.shape[-1]
-        nodes = level.child_nodes[nodes.expand(len(scores), -1).gather(1, parents), best % steps.shape[-1]]
-        nodes = nodes.clamp(min=0)  # a path that is none has NEVER as its score
-    assert reached is not None
-    return _ranked(reached, nodes, k)
+    nodes = torch.zeros((1, 1), dtype=torch.long, device=trie.ptr.device)
+    steps = _steps(trie.levels[0], scorer, state, nodes)
+    for above, level in pairwise(trie.levels):
+        if level.n_nodes <= width:  # so has every level above, and no path was dropped
+            reached = steps[:, above.child_nodes >= 0]  # the nodes of a level are numbered in the order of these edges
+            parents, nodes = level.parent[None], torch.arange(level.n_nodes, device=nodes.device)[None]
+        else:
+            scores = steps.flatten(1)
+            reached, best = scores.topk(min(width, scores.shape[1]), dim=1)
+            nodes, parents = _children(above, nodes, best)
+            nodes = nodes.clamp(min=0)  # a path that is none has NEVER as its score
+        state = scorer.extend(state, level, parents, nodes)
+        steps = _steps(level, scorer, state, nodes).add_(reached[:, :, None])
+    return steps, nodes
+
+
+def _steps(level: Level, scorer: PathScorer, state: Any, nodes: Tensor) -> Tensor:
+    """Log-probabilities (B, M, C) of the children of nodes (1 or B, M), each given its node."""
+    logits = scorer.logits(state, level, rows(level.child_tokens, nodes)).float()
+    return (logits + rows(level.closed, nodes)).log_softmax(-1)
+
+
+def _children(level: Level, nodes: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Which children (B, n) are at these places among the M times C of nodes (1 or B, M), and of which of the M."""
+    width = level.child_nodes.shape[1]
+    parents = places // width
+    return level.child_nodes[nodes.expand(len(places), -1).gather(1, parents), places % width], parents
 
 
 def _ranked(scores: Tensor, items: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,33 @@ def test_a_wide_beam_equals_exact_mode():
     np.testing.assert_allclose(scores, exact.gather(1, order), atol=1e-5)
 
 
+def beam_by_sorting(codes: np.ndarray, n_users: int, k: int, width: int) -> np.ndarray:
+    """The `k` best items (n_users, k) of a beam search done with dictionaries of prefixes."""
+    exact, found = brute_force(codes, n_users), []
+    for user in range(n_users):
+        mass: dict[tuple[int, ...], float] = {}  # probability of each prefix: that of its items together
+        for code, score in zip(codes.tolist(), exact[user]):
+            for length in range(1, DEPTH + 1):
+                mass[tuple(code[:length])] = mass.get(tuple(code[:length]), 0) + float(np.exp(score))
+        kept = {()}
+        for length in range(1, DEPTH + 1):
+            longer = [path for path in mass if len(path) == length and path[:-1] in kept]
+            best = sorted(longer, key=lambda path: -mass[path])
+            kept = set(best[:width])
+        found.append([codes.tolist().index(list(path)) for path in best[:k]])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("width", [4, 5, 8, 24, 25])  # 5 nodes below the root and 25 below those
+def test_a_beam_of_any_width_equals_one_done_by_sorting(width):
+    codes = some_codes(110)
+    trie = Trie.build(codes)
+    assert [level.n_nodes for level in trie.levels] == [1, 5, 25]
+    found, scores = beam_items(trie, RandomScorer(8), 2, width=width)
+    np.testing.assert_array_equal(found, beam_by_sorting(codes, 8, 2, width))
+    np.testing.assert_allclose(scores, item_scores(trie, RandomScorer(8)).gather(1, found), atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("width", [1, 8, 30])
 def test_a_narrow_beam_returns_existing_items_without_duplicates(seed, width):
