@@ -129,6 +129,7 @@ class TransformersLocal(LanguageModel):
         self._forms: dict[str, _Form] = {}
         self._text = lru_cache(maxsize=PROMPTS_KEPT)(self._templated)
         self._counted: dict[str, list[int]] = {}
+        self._slots = lru_cache(maxsize=MOST_FORMS)(lambda written: slots(json.loads(written)))
         ends = self.network.generation_config.eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
         self._queue: list[_Waiting] = []
@@ -157,7 +158,7 @@ class TransformersLocal(LanguageModel):
 
     def check_schema(self, schema: Mapping[str, Any]) -> None:
         """Raise ConfigError where answers under this schema cannot be decoded."""
-        slots(schema)
+        self._slots(_written(schema))
 
     async def _work(self) -> None:
         """Answer what is waiting, batch by batch, in a thread so that the loop stays free."""
