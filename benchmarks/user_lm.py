@@ -6,8 +6,8 @@ Three ways to the same scores, side by side: *dense*, a readout without a tree, 
 template and a call of the tokenizer for each prompt; *tree*, the tree of branches in transformers' own forward pass;
 *now*, what `llm=transformers` does.
 
-    python benchmarks/user_lm.py speed [--pages 512] [--batch-size 64] [--path FOLDER] [--device cpu] [--dtype float32]
-    python benchmarks/user_lm.py dtypes --path FOLDER      # what bfloat16 does to the scores
+    python benchmarks/user_lm.py speed [--pages 512] [--batch-size 64] [--path FOLDER] [--dtype float32]
+    python benchmarks/user_lm.py dtypes --path FOLDER --dataset ml-100k   # what bfloat16 does to the scores
     python benchmarks/user_lm.py serve [--clients 64]      # requests per second of agents.serve
 """
 
@@ -40,10 +40,11 @@ from agents.language_models.logit_readout import AnyNetwork
 from agents.language_models.transformers_local import TransformersLocal
 from agents.llm import LLMUser
 from agents.parsing import opaque_ids
+from agents.tastes import fit_tastes
 from agents.user_lm.corpus import PromptOptions
 from agents.user_lm.network import new_network, save
 from agents.user_lm.vocabulary import learn_vocabulary
-from simenv.datasets import synthetic
+from simenv.datasets import ml_100k, synthetic
 from simenv.randomness import Key, Purpose, uniforms
 
 KEY = Key(0)
@@ -51,13 +52,16 @@ MAX_LENGTH = 2048  # tokens, as trained
 
 
 class World:
-    """Users and pages of the synthetic data set, and their prompts."""
+    """Users of a data set, a random page for each, and their prompts."""
 
-    def __init__(self, n_pages: int, synopsis_length: int) -> None:
-        self.synopsis_length = synopsis_length
-        self.dataset = synthetic(n_users=n_pages, n_items=1000, seed=0)
-        self.users = np.arange(n_pages)
-        luck = uniforms(KEY, Purpose.RANDOM_SLATE, self.users[:, None], np.arange(1000)[None, :])
+    def __init__(self, options: argparse.Namespace) -> None:
+        n, self.synopsis_length = options.pages, options.synopsis
+        self.dataset = (
+            ml_100k(n_users=n) if options.dataset == "ml-100k" else synthetic(n_users=n, n_items=1000, seed=0)
+        )
+        self.tastes = self.dataset.tastes or fit_tastes(self.dataset, seed=0)
+        self.users = np.arange(n)
+        luck = uniforms(KEY, Purpose.RANDOM_SLATE, self.users[:, None], np.arange(self.dataset.n_items)[None, :])
         self.slates: NDArray[np.int32] = np.argsort(luck, axis=1)[:, :10].astype(np.int32)
 
     def user_model(self, language_model: LanguageModel) -> LLMUser:
@@ -69,8 +73,7 @@ class World:
             attributes=told.attributes,
             synopsis_length=self.synopsis_length,
         )
-        assert self.dataset.tastes is not None
-        model.bind(self.dataset, self.dataset.tastes, seed=0)
+        model.bind(self.dataset, self.tastes, seed=0)
         return model
 
     def requests(self, model: LLMUser) -> list[Request]:
@@ -189,7 +192,7 @@ class Dense(TransformersLocal):
 def speed(options: argparse.Namespace) -> None:
     """Pages per second of each step, of the model alone, and of the whole way from user to scores."""
     n = options.pages
-    world = World(n, options.synopsis)
+    world = World(options)
     silent = world.user_model(Same("no model", 10))
     requests = world.requests(silent)
     silent.score(world.users[:64], world.slates[:64], KEY)
@@ -219,8 +222,7 @@ def measure(name: str, way: TransformersLocal, world: World, requests: Sequence[
 
 def dtypes(options: argparse.Namespace) -> None:
     """What bfloat16 does to the scores, and what it gives for that."""
-    n = options.pages
-    world = World(n, options.synopsis)
+    world = World(options)
     requests = world.requests(world.user_model(Same("no model", 10)))
     with model_folder(options, requests) as path:
         exact = rounded_to("float32", path, world, options)
@@ -246,7 +248,7 @@ def rounded_to(dtype: str, path: Path, world: World, options: argparse.Namespace
 def serve(options: argparse.Namespace) -> None:
     """Requests per second of `agents.serve` in a process of its own, asked by many at once and by one at a time."""
     n = options.pages
-    world = World(n, options.synopsis)
+    world = World(options)
     requests = world.requests(world.user_model(Same("no model", 10)))
     with model_folder(options, requests) as path:
         command = [sys.executable, "-m", "agents.serve", "--path", str(path), "--readout", "logits", "--port", "0"]
@@ -317,7 +319,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sections = {"speed": speed, "dtypes": dtypes, "serve": serve}
     parser.add_argument("section", choices=sections)
-    parser.add_argument("--pages", type=int, default=512)
+    parser.add_argument("--pages", type=int, default=512, help="one of each user")
+    parser.add_argument("--dataset", choices=("synthetic", "ml-100k"), default="synthetic")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--synopsis", type=int, default=0, help="characters of an item's description on the page")
     parser.add_argument("--path", type=Path, help="folder of a trained model")
