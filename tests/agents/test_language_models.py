@@ -23,6 +23,7 @@ from agents.language_models import (
     openai,
     run,
 )
+from agents.language_models.accounting import Spending
 from agents.language_models.base import estimate_tokens
 from agents.language_models.limits import Budgeted, Limited
 from agents.language_models.openai_compatible import OpenAICompatible, retry_after
@@ -319,6 +320,20 @@ def test_a_budget_is_never_overspent_in_flight(budget, n_answers):
     spent = model.spending.total()
     assert spent == pytest.approx((total("calls"), tokens, total("dollars")))
     assert all(amount <= limit * (1 + 1e-9) for amount, limit in zip(spent, budget.limits))
+
+
+@pytest.mark.parametrize(
+    ("budget", "shared", "n_counted"),
+    [(Budget(calls=9), False, 0), (Budget(tokens=999), False, 3), (Budget(), True, 3)],
+    ids=["calls", "tokens", "shared"],
+)
+def test_prompts_are_counted_beforehand_only_where_it_can_matter(tmp_path, monkeypatch, budget, shared, n_counted):
+    backend = Counting()
+    counted = []
+    monkeypatch.setattr(backend, "count_tokens", lambda request: counted.append(request) or (1, "said"))
+    model = Budgeted(backend, budget, Spending(tmp_path / "spending.db") if shared else None)
+    assert all(isinstance(answer, Completion) for answer in spend(model, 3))
+    assert len(counted) == n_counted
 
 
 def test_a_call_that_turned_out_cheap_makes_room_for_others():
