@@ -149,7 +149,7 @@ def run(
             lists[name], *spent = timed(methods[name], recommender, users, k, beams, size)
             seconds[name, size].append((spent[0], spent[1]))
     median = {turn: np.median(spent, axis=0) for turn, spent in seconds.items()}
-    best = {name: min(batches, key=lambda size, name=name: float(median[name, size][1])) for name in methods}
+    best = {name: batches[int(np.argmin([median[name, size][1] for size in batches]))] for name in methods}
     wall, cpu = ({name: float(median[name, best[name]][clock]) for name in methods} for clock in (0, 1))
     for name, decode in methods.items():
         results[name] = {
