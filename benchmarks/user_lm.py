@@ -98,7 +98,7 @@ def save_model(folder: Path, requests: Sequence[Request]) -> Path:
     texts = [request.messages[1].content for request in requests]
     system = requests[0].messages[0].content
     leads = [lead(slot) for slot in slots(requests[0].schema or {})]
-    tokenizer = learn_vocabulary(texts, size=shape.vocabulary, system=system, leads=leads, max_length=MAX_LENGTH)
+    tokenizer = learn_vocabulary(texts, size=shape.vocabulary, system=system, answers=leads, max_length=MAX_LENGTH)
     torch.manual_seed(0)
     network = new_network(
         tokenizer,

@@ -41,6 +41,7 @@ class Settings:
     moments: int
     window: float
     candidates: int
+    ratios: Sequence[int]
     negatives: str
     lived: float
     vocabulary: int
@@ -104,6 +105,7 @@ def run(config: Mapping[str, Any]) -> Path:
         moments=settings.moments,
         window=settings.window,
         candidates=settings.candidates,
+        ratios=settings.ratios,
         negatives=settings.negatives,
         lived=settings.lived,
         seed=config["seed"],
@@ -162,7 +164,7 @@ def prompt_options(agent: Mapping[str, Any]) -> PromptOptions:
 
 def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int, show: bool) -> dict[str, Any]:
     """Train, and write ``model/`` and ``tables/training.csv``; returns figures for the run card."""
-    from agents.user_lm.batches import Batch, Reader, leads  # torch is loaded only here
+    from agents.user_lm.batches import Batch, Reader, answer_texts  # torch is loaded only here
     from agents.user_lm.embeddings import co_occurrence_vectors
     from agents.user_lm.network import Objective, embed, load_network, new_network, save
     from agents.user_lm.vocabulary import learn_vocabulary
@@ -177,7 +179,7 @@ def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int
                 (each.person + each.page for each in first),
                 size=settings.vocabulary,
                 system=system,
-                leads=list(dict.fromkeys([*leads(26), *leads(max(26, settings.candidates))])),
+                answers=list(dict.fromkeys([*answer_texts(26), *answer_texts(max(26, settings.candidates))])),
                 max_length=MAX_LENGTH,
             )
             network = new_network(

@@ -213,7 +213,7 @@ class Reader:
         if speaks is None:
             return self._leads_of(k), []
         if k not in self._pieces:
-            self._pieces[k] = [self._encode(text) for text, slot in skeleton(page_schema(opaque_ids(k))) if slot]
+            self._pieces[k] = [self._encode(text) for text in pieces(k)]
         written: list[int] = []
         due = []
         for place, piece in enumerate(self._pieces[k]):
@@ -240,6 +240,16 @@ class Reader:
 def leads(k: int) -> list[str]:
     """The beginnings of an answer about a page of k items that ask for one number each: interest and rating in turn."""
     return [lead(slot) for slot in slots(page_schema(opaque_ids(k)))]
+
+
+def answer_texts(k: int) -> list[str]:
+    """What answers about pages of k items are begun and written with: a vocabulary had better hold each whole."""
+    return list(dict.fromkeys([*leads(k), *pieces(k)]))
+
+
+def pieces(k: int) -> list[str]:
+    """The text before each number of a written answer about a page of k items."""
+    return [text for text, slot in skeleton(page_schema(opaque_ids(k))) if slot is not None]
 
 
 def digits_wanted(example: Example) -> NDArray[np.float32]:

@@ -2,8 +2,8 @@
 
 Each example stands at one moment of one user's life: traits and memory are those of the interactions before it, the
 page holds what the user picked soon after, among items the user never had in the training part. Each of those is
-matched in popularity with one that was picked, so that popularity does not give the answer away. The module knows
-neither tokens nor networks.
+matched in popularity with one that was picked, so that popularity does not give the answer away; they are others in
+every pass, so that none becomes known for being passed over. The module knows neither tokens nor networks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from simenv.datasets.base import Dataset, Head, Interactions, LongArray, Tastes
 from simenv.errors import DataError
 
 NEGATIVES = ("matched", "uniform")
+NEARLY = 0.2  # difference in the logarithm of popularity
 LIVED_PAGE = 10  # most events of a page that is told as lived through
 
 
@@ -105,7 +106,8 @@ class Corpus:
         options: of the prompts.
         moments: points of each user's life per pass, spread over it.
         window: share of a user's interactions in which a page's picks lie.
-        candidates: items on a page at most, half of them picked.
+        candidates: items on a page at most.
+        ratios: how many items a page holds for one that was picked; each page draws one of these.
         negatives: ``matched`` in popularity, or ``uniform`` (then popular items are picked more, as in life).
         lived: share of examples whose latest events are told as pages, items passed over among them, as a running
             simulation tells them; the others' memories are all "before", as at its start.
@@ -123,6 +125,7 @@ class Corpus:
         moments: int = 9,
         window: float = 0.1,
         candidates: int = 20,
+        ratios: Sequence[int] = (1,),
         negatives: str = "matched",
         lived: float = 0.3,
         seed: int = 0,
@@ -130,10 +133,16 @@ class Corpus:
         require(moments >= 1, "moments", moments, "at least 1")
         require(0 < window < 1, "window", window, "a share in (0, 1)")
         require(2 <= candidates <= 100, "candidates", candidates, "2 to 100 items")
+        require(
+            len(ratios) > 0 and all(1 <= ratio < candidates for ratio in ratios),
+            "ratios",
+            list(ratios),
+            f"whole numbers from 1 to {candidates - 1}, less than candidates",
+        )
         require(negatives in NEGATIVES, "negatives", negatives, f"one of {', '.join(NEGATIVES)}")
         require(0 <= lived <= 1, "lived", lived, "a share in [0, 1]")
         self.dataset, self.options = dataset, options or PromptOptions()
-        self.moments, self.window, self.candidates = moments, window, candidates
+        self.moments, self.window, self.candidates, self.ratios = moments, window, candidates, tuple(ratios)
         self.negatives, self.lived, self.seed = negatives, lived, seed
         self.prompts = Prompts(self.options.prompts)
         log = dataset.interactions
@@ -213,31 +222,56 @@ class Corpus:
         order = shuffled[np.argsort(soon.users[shuffled], kind="stable")]
         users, items = soon.users[order].astype(np.int64), soon.items[order].astype(np.int64)
         stars = 1.0 + 4.0 * (soon.ratings[order] - scale.low) / (scale.high - scale.low)
-        others = self._unpicked(users, items, rng)
-        usable = others >= 0
-        users, items, stars, others = users[usable], items[usable], stars[usable], others[usable]
-        starts: list[int] = np.flatnonzero(np.diff(users, prepend=-1)).tolist()
+        parts, ratios = self._parts(users, rng)
+        times = np.repeat(ratios, [part.stop - part.start for part in parts])
+        others = self._unpicked(np.repeat(users, times), np.repeat(items, times), rng)
+        beside = np.split(others, np.cumsum(times)[:-1])
         pages = []
-        for first, last in zip(starts, [*starts[1:], len(users)], strict=True):
-            for begin in range(first, last, max(1, self.candidates // 2)):
-                rows = slice(begin, min(begin + max(1, self.candidates // 2), last))
-                shown = np.concatenate([items[rows], others[rows]]).astype(np.int32)
-                n = len(shown) // 2
-                given = np.concatenate([stars[rows], np.full(n, np.nan)]).astype(np.float32)
+        for part in parts:
+            picks = [row for row in range(part.start, part.stop) if (beside[row] >= 0).all()]
+            if picks:
+                shown = np.concatenate([items[picks], *(beside[row] for row in picks)]).astype(np.int32)
+                unrated = np.full(len(shown) - len(picks), np.nan)
+                given = np.concatenate([stars[picks], unrated]).astype(np.float32)
                 mixed = rng.permutation(len(shown))
-                pages.append((int(users[begin]), shown[mixed], mixed < n, given[mixed]))
+                pages.append((int(users[part.start]), shown[mixed], mixed < len(picks), given[mixed]))
         return [pages[row] for row in rng.permutation(len(pages))]
+
+    def _parts(self, users: LongArray, rng: np.random.Generator) -> tuple[list[slice], list[int]]:
+        """Which picks, ordered by user, share a page, and how many items each page has for one that was picked."""
+        starts: list[int] = np.flatnonzero(np.diff(users, prepend=-1)).tolist()
+        parts, ratios = [], []
+        for first, last in zip(starts, [*starts[1:], len(users)], strict=True):
+            while first < last:
+                ratios.append(int(rng.choice(self.ratios)))
+                parts.append(slice(first, min(first + max(1, self.candidates // (1 + ratios[-1])), last)))
+                first = parts[-1].stop
+        return parts, ratios
 
     def _unpicked(self, users: LongArray, items: LongArray, rng: np.random.Generator) -> LongArray:
         """For each pick an item that its user does not have in the training part; -1 = there is none."""
         log = self.dataset.interactions
         if self.negatives == "matched":
-            return match_popularity(log, self._popularity, users, items)
+            return match_popularity(log, self._popularity, users, self._neighbours(items, rng))
         found = sample_unseen(log, users, rng, (self._popularity > 0).astype(np.float64))
         _, first = np.unique(pair_keys(users, np.maximum(found, 0), log.n_items), return_index=True)
         once = np.zeros(len(found), np.bool_)
         once[first] = True
         return np.where(once, found, -1)
+
+    def _neighbours(self, items: LongArray, rng: np.random.Generator) -> LongArray:
+        """Items nearly as popular as these, as often a little less as a little more, others in every pass.
+
+        Were it always the nearest one, the same few items would be passed over again and again, and be known for it.
+        """
+        by_popularity = np.argsort(self._popularity, kind="stable")
+        rank = np.empty_like(by_popularity)
+        rank[by_popularity] = np.arange(len(rank))
+        logs = np.log1p(self._popularity)
+        below = rank - np.searchsorted(logs[by_popularity], logs - NEARLY)
+        above = np.searchsorted(logs[by_popularity], logs + NEARLY, side="right") - 1 - rank
+        reach = np.minimum(below, above)[items]
+        return by_popularity[rank[items] + rng.integers(-reach, reach + 1)]
 
     def _passed_over(self, users: list[int], rng: np.random.Generator) -> list[LongArray | None]:
         """For each page the items its user is told to have passed over lately; None = all is told as "before"."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.parsing import INTEREST, RATING, opaque_ids
-from agents.user_lm.batches import N_DIGITS, Batch, Reader, leads
+from agents.user_lm.batches import N_DIGITS, Batch, Reader, leads, pieces
 from simenv.errors import ConfigError, MissingExtraError
 
 try:
@@ -93,13 +93,21 @@ def new_network(tokenizer: Any, *, hidden_size: int, layers: int, heads: int, dr
 def _name_answers(embeddings: Tensor, rotation: Tensor, tokenizer: Any) -> None:
     """The beginning of an answer about an item is embedded as the rotated name of the item after it."""
     names = opaque_ids(26)
-    asked = leads(len(names))
+    asked, written = leads(len(names)), pieces(len(names))
+
+    def token(text: str) -> int | None:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        return ids[0] if len(ids) == 1 else None
+
     for place, name in enumerate(names[1:]):
-        label = tokenizer.encode(f'"\n{name}: "', add_special_tokens=False)
-        for text in asked[2 * place : 2 * place + 2]:
-            ids = tokenizer.encode(text, add_special_tokens=False)
-            if len(label) == 1 and len(ids) == 1:
-                embeddings[ids[0]] = 0.3 * embeddings[ids[0]] + rotation @ embeddings[label[0]]
+        label, after_a_number = token(f'"\n{name}: "'), token(f'\n{name}: "')
+        if label is None:
+            continue
+        if after_a_number is not None:
+            embeddings[after_a_number] = embeddings[label]
+        for text in (*asked[2 * place : 2 * place + 2], written[2 * place]):
+            if (start := token(text)) is not None:
+                embeddings[start] = 0.3 * embeddings[start] + rotation @ embeddings[label]
 
 
 def _liken(attention: Any, size: int) -> None:
@@ -197,6 +205,7 @@ class Objective:
     LINES = 1.0
     RECALL = 0.3
     SPOKEN = 0.3
+    SAMPLED = 3  # one of so many words of profile and memory is foretold in a step: the vocabulary is what costs
 
     def __init__(self, network: Any, reader: Reader, *, language: float) -> None:
         self.network, self.language = network, language
@@ -218,12 +227,15 @@ class Objective:
         total = -(batch.wanted * logs).sum() / batch.wanted.sum()
         after = functional.linear(hidden[batch.lines[:, 0], batch.lines[:, 1]], head[self.digits[[0, N_DIGITS - 1]]])
         total = total + self.LINES * functional.cross_entropy(after.float(), batch.picked.long())
-        asked = functional.linear(_at_branches(hidden, batch, batch.ends[batch.interests]), head)
-        total = total + self.RECALL * functional.cross_entropy(asked.float(), batch.titles)
+        names, which = torch.unique(batch.titles, return_inverse=True)
+        asked = functional.linear(_at_branches(hidden, batch, batch.ends[batch.interests]), head[names])
+        total = total + self.RECALL * functional.cross_entropy(asked.float(), which)
         if len(batch.spoken):
             total = total + self.SPOKEN * self._spoken(hidden, head, logs.detach(), batch)
         if self.language:
             rows, places = batch.memory.nonzero(as_tuple=True)
+            sampled = torch.randperm(len(rows), device=rows.device)[: -(-len(rows) // self.SAMPLED)]
+            rows, places = rows[sampled], places[sampled]
             words = functional.linear(hidden[rows, places - 1], head)
             total = total + self.language * functional.cross_entropy(words.float(), batch.tokens[rows, places])
         return total, int((batch.wanted.sum(dim=1) > 0).sum())

@@ -3,7 +3,7 @@
 A prompt alternates between fixed wording and foreign text in quotation marks. Pairs are merged within either, never
 across, and the numbers of an answer stand alone; so a line of memory takes two tokens or a few more, a title reads the
 same wherever it stands, and text never seen before falls apart into smaller pieces, at worst into bytes. The system
-prompt, and each lead of an answer, is one token. The module does not know what is trained.
+prompt, each lead of an answer and each piece of a written one is one token. The module does not know what is trained.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# number of an answer | foreign text, right after a mark | wording, up to and with an opening mark | a lone mark
-_PIECES = r"""(?<=":)\d+|(?<=")[^\s,.:"{}][^"\n]*|(?:(?!(?<=":)\d)[^"]|"(?=[\s,.:}]|$))+"?|\""""
-_SPOKEN = ('{"items":{"', '":{"interest":', ',"rating":', '},"', '}},"satisfaction":')  # pieces of a written answer
+# number of an answer | name of an item after a number | foreign text, right after a mark | wording, up to and with an
+# opening mark | a lone mark
+_PIECES = (
+    r"""(?<=":)\d+|(?<=\d)\n[A-Z]+: "|(?<=")[^\s,.:"{}][^"\n]*|"""
+    r"""(?:(?!(?<=":)\d)(?!(?<=\d)\n[A-Z]+: ")[^"]|"(?=[\s,.:}]|$))+"?|\""""
+)
 
 
 def pre_tokenizer() -> Any:
@@ -39,14 +42,14 @@ def pre_tokenizer() -> Any:
     )
 
 
-def learn_vocabulary(texts: Iterable[str], *, size: int, system: str, leads: Sequence[str], max_length: int) -> Any:
+def learn_vocabulary(texts: Iterable[str], *, size: int, system: str, answers: Sequence[str], max_length: int) -> Any:
     """A tokenizer with a chat template, for `save_pretrained` beside a model.
 
     Args:
         texts: of the corpus, without the system prompt.
         size: tokens in all, at most.
         system: the system prompt, a token of its own.
-        leads: the beginnings of answers by which a model is asked for one number, a token each.
+        answers: distinct texts with which an answer is begun and written, a token each.
         max_length: longest prompt with its answer, tokens.
 
     Raises:
@@ -54,20 +57,20 @@ def learn_vocabulary(texts: Iterable[str], *, size: int, system: str, leads: Seq
     """
     fixed = [PAD, END, SYSTEM, USER, ASSISTANT]
     numbers = [str(number) for number in range(101)]
-    least = len(fixed) + 256 + 1 + len(leads) + len(_SPOKEN) + len(numbers)
+    least = len(fixed) + 256 + 1 + len(answers) + len(numbers)
     if size < least + 100:
         raise ConfigError(f"vocabulary={size}: expected at least {least + 100} tokens")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - 1 - len(leads) - len(_SPOKEN),
+        vocab_size=size - 1 - len(answers),
         special_tokens=fixed,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_with_numbers(texts, numbers), trainer)
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (system, *leads, *_SPOKEN)])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (system, *answers)])
     fast: Any = transformers.PreTrainedTokenizerFast
     return fast(
         tokenizer_object=tokenizer,

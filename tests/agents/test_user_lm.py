@@ -78,6 +78,23 @@ def test_stars_are_what_the_user_gave(examples):
         assert np.isnan(each.stars[~each.picked]).all()
 
 
+def test_what_is_passed_over_is_another_in_every_pass():
+    """Were it always the same, an item would become known for being passed over."""
+    corpus, log = Corpus(LARGE), LARGE.interactions
+    first, again, other = (
+        corpus._unpicked(log.users.astype(np.int64), log.items.astype(np.int64), np.random.default_rng(seed))
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first == other).mean() < 0.2
+
+
+def test_pages_hold_as_many_passed_over_items_as_they_drew():
+    shares = {each.picked.sum() / len(each.items) for each in examples_of(WORLD, ratios=[1, 3])}
+    assert shares == {0.5, 0.25}
+    assert all(len(each.items) <= 20 for each in examples_of(WORLD, ratios=[1, 3, 9]))
+
+
 def test_popularity_gives_the_answer_away_only_where_it_should():
     popularity = LARGE.interactions.item_counts()
     found = {}
@@ -195,6 +212,8 @@ def test_a_text_is_what_llm_users_are_told(options):
         ({"candidates": 1}, "candidates=1"),
         ({"candidates": 101}, "candidates=101"),
         ({"negatives": "popular"}, "negatives=popular.*matched, uniform"),
+        ({"ratios": [20]}, r"ratios=\[20\].*1 to 19"),
+        ({"ratios": []}, r"ratios=\[\]"),
         ({"lived": 1.1}, "lived=1.1"),
     ],
 )
@@ -231,10 +250,10 @@ def system() -> str:
 @pytest.fixture(scope="module")
 def tokenizer(examples, system):
     pytest.importorskip("torch")
-    from agents.user_lm.batches import leads
+    from agents.user_lm.batches import answer_texts
     from agents.user_lm.vocabulary import learn_vocabulary
 
-    return learn_vocabulary(texts_of(examples), size=1300, system=system, leads=leads(26), max_length=2048)
+    return learn_vocabulary(texts_of(examples), size=1300, system=system, answers=answer_texts(26), max_length=2048)
 
 
 @pytest.fixture(scope="module")
@@ -283,9 +302,9 @@ def test_a_title_reads_the_same_wherever_it_stands(tokenizer, title):
 
 
 def test_what_is_asked_for_is_one_token(tokenizer, system):
-    from agents.user_lm.batches import leads
+    from agents.user_lm.batches import answer_texts
 
-    for text in (system, *leads(26)):
+    for text in (system, *answer_texts(26)):
         assert len(encoded(tokenizer, text)) == 1
     lead = encoded(tokenizer, '":')
     numbers = [encoded(tokenizer, f'":{number}') for number in range(101)]
@@ -293,11 +312,19 @@ def test_what_is_asked_for_is_one_token(tokenizer, system):
     assert len({ids[-1] for ids in numbers}) == 101
 
 
+def test_the_next_item_is_named_by_one_token_wherever_a_line_ends(tokenizer):
+    """With the ratings of others a line ends in a number, without them in a quotation mark."""
+    name = encoded(tokenizer, '\nB: "')
+    assert len(name) == 1
+    assert encoded(tokenizer, '", others give 3.7\nB: "')[-1:] == name
+    assert encoded(tokenizer, '"Drama"\nB: "')[-1:] == encoded(tokenizer, '"\nB: "')
+
+
 def test_a_vocabulary_is_learned_the_same_again(tokenizer, examples, system):
-    from agents.user_lm.batches import leads
+    from agents.user_lm.batches import answer_texts
     from agents.user_lm.vocabulary import learn_vocabulary
 
-    again = learn_vocabulary(texts_of(examples), size=1300, system=system, leads=leads(26), max_length=2048)
+    again = learn_vocabulary(texts_of(examples), size=1300, system=system, answers=answer_texts(26), max_length=2048)
     assert len(tokenizer) <= 1300
     assert again.get_vocab() == tokenizer.get_vocab()
 
@@ -307,7 +334,7 @@ def test_too_small_a_vocabulary_is_one_error(system):
     from agents.user_lm.vocabulary import learn_vocabulary
 
     with pytest.raises(ConfigError, match=r"vocabulary=300: expected at least \d+ tokens"):
-        learn_vocabulary(["text"], size=300, system=system, leads=[], max_length=2048)
+        learn_vocabulary(["text"], size=300, system=system, answers=[], max_length=2048)
 
 
 # -- embeddings -------------------------------------------------------------------------------------------------------
@@ -646,7 +673,7 @@ def _halves(n_users: int = 300, n_items: int = 80, each: int = 24) -> Dataset:
 def test_in_half_a_minute_it_learns_what_kinds_of_people_pick():
     """People it never saw too: a third of the other items are of their own half, so that .83 is about the most."""
     torch = pytest.importorskip("torch")
-    from agents.user_lm.batches import Reader, leads
+    from agents.user_lm.batches import Reader, answer_texts
     from agents.user_lm.embeddings import co_occurrence_vectors
     from agents.user_lm.network import Objective, embed, new_network
     from agents.user_lm.vocabulary import learn_vocabulary
@@ -657,7 +684,7 @@ def test_in_half_a_minute_it_learns_what_kinds_of_people_pick():
     first = list(corpus.examples(0))
     system = corpus.prompts.render("system")
     texts = (each.person + each.page for each in first)
-    tokenizer = learn_vocabulary(texts, size=1300, system=system, leads=leads(26), max_length=1024)
+    tokenizer = learn_vocabulary(texts, size=1300, system=system, answers=answer_texts(26), max_length=1024)
     reader = Reader(tokenizer, system)
     torch.manual_seed(0)
     network = new_network(tokenizer, hidden_size=64, layers=2, heads=2, dropout=0.0, max_length=1024)

@@ -125,6 +125,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(trained, tmp_path, monkeypatch
         (["user_lm.lora_rank=2"], "user_lm.lora_rank=2"),
         (["user_lm.checkpoint=/nowhere/at/all"], "user_lm.checkpoint=/nowhere/at/all"),
         (["user_lm.negatives=popular"], "negatives=popular"),
+        (["user_lm.ratios=[20]"], "ratios=[20]"),
         (["user_lm.held_out_users=1.0"], "held_out_users=1.0"),
         (["holdout=0.0"], "holdout=0.0"),
         (["agent.retrieval.similarity=1.0"], "agent.retrieval.similarity=1"),
@@ -146,13 +147,13 @@ def test_users_that_no_language_model_drives_are_refused(tmp_path):
         train_user_lm.run(config)
 
 
-TEXTS = {"moments": 3, "window": 0.5, "candidates": 4, "negatives": "uniform", "lived": 0.9}
+TEXTS = {"moments": 3, "window": 0.5, "candidates": 4, "ratios": [3], "negatives": "uniform", "lived": 0.9}
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_option_of_the_corpus_changes_it(name):
     dataset = synthetic(n_users=50, n_items=50, seed=1)
-    usual = {"moments": 2, "window": 0.1, "candidates": 20, "negatives": "matched", "lived": 0.3}
+    usual = {"moments": 2, "window": 0.1, "candidates": 20, "ratios": [1], "negatives": "matched", "lived": 0.3}
     texts = [
         [each.person + each.page for each in Corpus(dataset, **options).examples(0)]
         for options in (usual, usual | {name: TEXTS[name]})
