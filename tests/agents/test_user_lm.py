@@ -86,7 +86,7 @@ def test_what_is_passed_over_is_another_in_every_pass():
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
-    assert (first == other).mean() < 0.2
+    assert (first == other).mean() < 0.5
 
 
 def test_pages_hold_as_many_passed_over_items_as_they_drew():
