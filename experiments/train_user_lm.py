@@ -8,6 +8,8 @@ step, and a page.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -55,6 +57,7 @@ class Settings:
     batch_tokens: int
     checkpoint: str | None
     lora_rank: int
+    compile: bool
     device: str
 
     def __post_init__(self) -> None:
@@ -70,6 +73,8 @@ class Settings:
                 raise ConfigError(f"user_lm.{name}={getattr(self, name)}: expected a number >= 0")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"user_lm.dropout={self.dropout}: expected a share in [0, 1)")
+        if self.compile and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")):
+            raise ConfigError("user_lm.compile=true: needs a C++ compiler; found neither $CXX nor g++ nor c++")
         if self.lora_rank and self.checkpoint is None:
             raise ConfigError(f"user_lm.lora_rank={self.lora_rank}: adapters need a user_lm.checkpoint to adapt")
         if self.checkpoint is not None and not (Path(self.checkpoint) / "config.json").is_file():
@@ -194,7 +199,7 @@ def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int
             tokenizer, network = load_network(settings.checkpoint, lora_rank=settings.lora_rank)
     network.to(device)
     reader = Reader(tokenizer, system)
-    objective = Objective(network, reader, language=settings.language)
+    objective = Objective(network, reader, language=settings.language, compiled=settings.compile)
     encoded = reader.encode(first)
     if settings.checkpoint is None:
         memories = [one.ids[reader.n_prefix : one.page] for one in encoded]

@@ -141,6 +141,13 @@ def test_a_wrong_option_is_one_line_and_leaves_nothing(tmp_path, overrides, said
     assert not (tmp_path / "run").exists()
 
 
+def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"user_lm.compile=true: needs a C\+\+ compiler"):
+        train_user_lm.run(settings(tmp_path / "run", "user_lm.compile=true"))
+
+
 def test_users_that_no_language_model_drives_are_refused(tmp_path):
     config = settings(tmp_path / "run") | {"agent": {"_target_": "agents.choice.ChoiceModel"}}
     with pytest.raises(ConfigError, match="expected agent=user-lm"):
@@ -176,7 +183,7 @@ NETWORK = {
 
 
 def test_every_option_is_tried_here():
-    elsewhere = {"held_out_users", "held_out_items", "max_minutes", "checkpoint", "lora_rank", "device"}
+    elsewhere = {"held_out_users", "held_out_items", "max_minutes", "checkpoint", "lora_rank", "compile", "device"}
     assert {each.name for each in fields(Settings)} == set(TEXTS) | set(NETWORK) | elsewhere
 
 
