@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -596,6 +598,27 @@ def test_learning_lowers_the_loss(reader, examples):
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert n == int((batch.wanted.sum(dim=1) > 0).sum())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_it_is_the_same_loss(reader, examples):
+    torch = pytest.importorskip("torch")
+    from agents.user_lm.network import Objective
+
+    network = network_of(reader.tokenizer)
+    losses = []
+    for compiled in (False, True):
+        objective = Objective(network, reader, language=0.3, compiled=compiled)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's compiler, about itself
+            for some in (examples[:8], examples[8:13]):
+                torch.manual_seed(0)  # of the words that are foretold
+                loss, _ = objective(reader.batch(some, reader.encode(some), np.random.default_rng(0)))
+                network.zero_grad()
+                loss.backward()
+                losses += [loss.item(), float(network.get_input_embeddings().weight.grad.norm())]
+    assert losses[4:] == pytest.approx(losses[:4], rel=0.02)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks for it
