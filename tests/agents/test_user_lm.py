@@ -608,10 +608,10 @@ def test_compiled_it_is_the_same_loss(reader, examples):
 
     network = network_of(reader.tokenizer)
     losses = []
-    for compiled in (False, True):
-        objective = Objective(network, reader, language=0.3, compiled=compiled)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's compiler, about itself
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's compiler, about itself
+        for compiled in (False, True):
+            objective = Objective(network, reader, language=0.3, compiled=compiled)
             for some in (examples[:8], examples[8:13]):
                 torch.manual_seed(0)  # of the words that are foretold
                 loss, _ = objective(reader.batch(some, reader.encode(some), np.random.default_rng(0)))
