@@ -41,6 +41,7 @@ from agents.language_models.transformers_local import TransformersLocal
 from agents.llm import LLMUser
 from agents.parsing import opaque_ids
 from agents.tastes import fit_tastes
+from agents.user_lm.batches import answer_texts
 from agents.user_lm.corpus import PromptOptions
 from agents.user_lm.network import new_network, save
 from agents.user_lm.vocabulary import learn_vocabulary
@@ -97,8 +98,9 @@ def save_model(folder: Path, requests: Sequence[Request]) -> Path:
     shape = OmegaConf.load(ROOT / "conf/experiment/train_user_lm.yaml").user_lm
     texts = [request.messages[1].content for request in requests]
     system = requests[0].messages[0].content
-    leads = [lead(slot) for slot in slots(requests[0].schema or {})]
-    tokenizer = learn_vocabulary(texts, size=shape.vocabulary, system=system, answers=leads, max_length=MAX_LENGTH)
+    tokenizer = learn_vocabulary(
+        texts, size=shape.vocabulary, system=system, answers=answer_texts(26), max_length=MAX_LENGTH
+    )
     torch.manual_seed(0)
     network = new_network(
         tokenizer,
