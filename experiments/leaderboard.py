@@ -96,13 +96,14 @@ def plot(folder: Path) -> Path:
         "leaderboard",
         plot_leaderboard(rows),
         title="Accuracy on held-out interactions",
-        caption="NDCG@10 over the whole catalogue, seen items filtered; bars are 95 % bootstrap intervals over users.",
+        caption="NDCG@10 over the whole catalogue, seen items filtered; bars are 95 % bootstrap intervals over users, "
+        "ticks the lowest and the highest seed.",
     )
     return build(folder)
 
 
 def plot_leaderboard(rows: Rows, metric: str = "ndcg@10") -> Figure:
-    """Recommenders by one metric, best on top, with their intervals."""
+    """Recommenders by one metric, best on top, with intervals, and of several seeds the lowest and highest."""
     from simenv.figures.style import arm_styles, small_multiples
 
     ordered = score(rows, metric)[::-1]
@@ -112,6 +113,8 @@ def plot_leaderboard(rows: Rows, metric: str = "ndcg@10") -> Figure:
         style = styles[row["recommender"]]
         panel.plot([row["ci_low"], row["ci_high"]], [place, place], color=style.color, linewidth=2)
         panel.plot([row["value"]], [place], color=style.color, marker=style.marker)
+        if row.get("n_seeds", 1) > 1:  # tables of older runs do not say
+            panel.plot([row["seed_low"], row["seed_high"]], [place] * 2, "|", color=style.color, markersize=11)
     panel.set_yticks(range(len(ordered)), [row["recommender"] for row in ordered])
     panel.set_xlabel(metric)
     return figure

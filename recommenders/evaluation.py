@@ -259,11 +259,13 @@ def leaderboard(
         after_fit: called with name and fitted recommender, e.g. to save it.
 
     Returns:
-        One dict per row of `tables/leaderboard.csv`: recommender, filter_seen, metric, value, ci_low, ci_high, n_users.
+        One dict per row of `tables/leaderboard.csv`: recommender, filter_seen, metric, value, ci_low, ci_high, n_users,
+        n_seeds, seed_low, seed_high; the last two are the lowest and the highest value of a single seed, which the
+        interval over users does not hold.
     """
     rows: list[dict[str, Any]] = []
     for name, make in recommenders.items():
-        sums: dict[tuple[bool, str], NDArray[np.float64]] = {}
+        found: dict[tuple[bool, str], list[NDArray[np.float64]]] = {}
         for key in keys:
             recommender = make()
             recommender.fit(split.train, key=key)
@@ -272,18 +274,23 @@ def leaderboard(
             for filter_seen in filters:
                 places = ranks(recommender, split, filter_seen=filter_seen, key=key)
                 for metric, values in rank_metrics(places).items():
-                    sums[filter_seen, metric] = sums.get((filter_seen, metric), np.zeros(len(places))) + values
-        for (filter_seen, metric), total in sums.items():
-            low, high = bootstrap_interval(total / len(keys))
+                    found.setdefault((filter_seen, metric), []).append(values.astype(np.float64))
+        for (filter_seen, metric), by_seed in found.items():
+            mean = np.mean(by_seed, axis=0)
+            low, high = bootstrap_interval(mean)
+            single = [float(values.mean()) for values in by_seed]
             rows.append(
                 {
                     "recommender": name,
                     "filter_seen": filter_seen,
                     "metric": metric,
-                    "value": float(total.mean() / len(keys)),
+                    "value": float(mean.mean()),
                     "ci_low": low,
                     "ci_high": high,
                     "n_users": len(split.users),
+                    "n_seeds": len(keys),
+                    "seed_low": min(single),
+                    "seed_high": max(single),
                 }
             )
     return rows

@@ -33,9 +33,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return leaderboard.run(config)
 
 
+def _table(folder: Path) -> list[dict[str, Any]]:
+    return pl.read_csv(folder / "tables" / "leaderboard.csv").to_dicts()
+
+
 def test_table_is_the_contracts(folder: Path) -> None:
     table = pl.read_csv(folder / "tables" / "leaderboard.csv")
-    assert table.columns == ["recommender", "filter_seen", "metric", "value", "ci_low", "ci_high", "n_users"]
+    assert table.columns == [
+        "recommender", "filter_seen", "metric", "value", "ci_low", "ci_high", "n_users",
+        "n_seeds", "seed_low", "seed_high",
+    ]  # fmt: skip
     assert set(table["recommender"]) == {"random", "popularity", "ease"}
     assert {"hr@1", "hr@10", "ndcg@10", "mrr@10"} <= set(table["metric"])
     assert (table["ci_low"] <= table["value"]).all()
@@ -47,6 +54,17 @@ def test_table_is_the_contracts(folder: Path) -> None:
     assert all(seconds >= 0 for seconds in card["fit_cpu_seconds"].values())
     assert (folder / "report.html").is_file()
     assert (folder / "figures" / "leaderboard.png").is_file()
+
+
+def test_the_range_over_seeds_is_that_of_single_runs(folder: Path) -> None:
+    rows = {row["recommender"]: row for row in leaderboard.score(_table(folder), "hr@10")}
+    assert {row["n_seeds"] for row in rows.values()} == {2}
+    assert rows["ease"]["seed_low"] == rows["ease"]["value"] == rows["ease"]["seed_high"]
+    random = rows["random"]
+    assert random["seed_low"] < random["value"] < random["seed_high"]
+    assert random["value"] == pytest.approx((random["seed_low"] + random["seed_high"]) / 2)
+    (panel,) = leaderboard.plot_leaderboard([random], "hr@10").axes
+    assert list(panel.lines[-1].get_xdata()) == [random["seed_low"], random["seed_high"]]
 
 
 def test_models_are_kept(folder: Path) -> None:

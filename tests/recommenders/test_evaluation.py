@@ -179,9 +179,9 @@ def test_pairs_see_what_unpaired_intervals_do_not():
 
 def test_leaderboard_rows():
     rows = leaderboard({"good": lambda: Fixed([9, 0, 8, 1]), "bad": lambda: Fixed([0, 9, 0, 8])}, leave_one_out(LOG))
-    assert {tuple(row) for row in rows} == {
-        ("recommender", "filter_seen", "metric", "value", "ci_low", "ci_high", "n_users")
-    }
+    columns = "recommender filter_seen metric value ci_low ci_high n_users n_seeds seed_low seed_high"
+    assert {tuple(row) for row in rows} == {tuple(columns.split())}
+    assert all(row["n_seeds"] == 1 and row["seed_low"] == row["value"] == row["seed_high"] for row in rows)
     value = {(row["recommender"], row["filter_seen"], row["metric"]): row["value"] for row in rows}
     assert len(value) == len(rows) == 2 * 2 * 9
     assert value["good", False, "hr@5"] == 1.0
