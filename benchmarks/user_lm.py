@@ -6,7 +6,7 @@ Three ways to the same scores, side by side: *dense*, a readout without a tree, 
 template and a call of the tokenizer for each prompt; *tree*, the tree of branches in transformers' own forward pass;
 *now*, what `llm=transformers` does.
 
-    python benchmarks/user_lm.py speed [--pages 512] [--batch-size 64] [--path FOLDER] [--dtype float32]
+    python benchmarks/user_lm.py speed [--pages 1024] [--batch-size 128] [--path FOLDER] [--dtype float32]
     python benchmarks/user_lm.py dtypes --path FOLDER --dataset ml-100k   # what bfloat16 does to the scores
     python benchmarks/user_lm.py serve [--clients 64]      # requests per second of agents.serve
 """
@@ -308,7 +308,8 @@ def describe(model: TransformersLocal, requests: Sequence[Request]) -> None:
 
 def scores_of(model: TransformersLocal, world: World, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Interest and rating of the first pages, (n, 10) each, all the way a run goes; the model is as `llm=` gives it."""
-    interest, rating, _ = world.user_model(connect(model)).score(world.users[:n], world.slates[:n], KEY)
+    connected = connect(model, concurrency=2 * model.batch_size)
+    interest, rating, _ = world.user_model(connected).score(world.users[:n], world.slates[:n], KEY)
     return interest, rating
 
 
@@ -321,9 +322,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sections = {"speed": speed, "dtypes": dtypes, "serve": serve}
     parser.add_argument("section", choices=sections)
-    parser.add_argument("--pages", type=int, default=512, help="one of each user")
+    parser.add_argument("--pages", type=int, default=1024, help="one of each user")
     parser.add_argument("--dataset", choices=("synthetic", "ml-100k"), default="synthetic")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--synopsis", type=int, default=0, help="characters of an item's description on the page")
     parser.add_argument("--path", type=Path, help="folder of a trained model")
     parser.add_argument("--clients", type=int, default=64, help="requests in flight at once")

@@ -103,16 +103,20 @@ def transformers(
     model: str | None = None,
     *,
     readout: str = "json",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     device: str | None = None,
     dtype: str = "auto",
+    concurrency: int | None = None,
     **around: Any,
 ) -> LanguageModel:
-    """A causal language model in a local folder; `around` as for `connect`."""
+    """A causal language model in a local folder; `around` as for `connect`.
+
+    `concurrency` is two batches by default: one is put into words while the other is answered.
+    """
     from agents.language_models.transformers_local import TransformersLocal
 
     backend = TransformersLocal(path, model, readout=readout, batch_size=batch_size, device=device, dtype=dtype)
-    return connect(backend, **around)
+    return connect(backend, concurrency=2 * backend.batch_size if concurrency is None else concurrency, **around)
 
 
 def replay(model: str, cache: str | Path, *, parameters: Mapping[str, Any] | None = None) -> LanguageModel:

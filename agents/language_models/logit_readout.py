@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,10 +165,16 @@ class LogitReadout:
         values = torch.arange(10.0, device=self.device)
         means = np.empty((len(prompts), len(tree.ends)))
         n_prefix = self._share(prompts)
-        for rows in self._passes([len(prompt) for prompt in prompts], n_prefix, len(tree.tokens)):
+
+        @torch.inference_mode()
+        def read(rows: NDArray[np.int64]) -> None:
             scores = self._scores([prompts[row] for row in rows], n_prefix, tree)
             share = scores.float().masked_fill(~possible, -torch.inf).softmax(dim=-1)
             means[rows] = (share @ values).double().cpu().numpy()
+
+        lengths = np.array([len(prompt) for prompt in prompts]) - n_prefix + len(tree.tokens)
+        threads = torch.get_num_threads() if isinstance(self._network, SmallLlama) else 1
+        _side_by_side(read, self._passes(lengths, threads), threads)
         return means.clip(asked[:, 0], asked[:, 1])
 
     def _share(self, prompts: Sequence[list[int]]) -> int:
@@ -181,15 +188,13 @@ class LogitReadout:
             self._prefix, known = common, len(common)
         return known
 
-    def _passes(self, lengths: Sequence[int], n_prefix: int, width: int) -> Iterator[list[int]]:
-        """Rows in groups of similar length that fit a pass; at least one."""
-        group: list[int] = []
-        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if group and (len(group) + 1) * (lengths[row] - n_prefix + width) > self._per_pass:
-                yield group
-                group = []
-            group.append(row)
-        yield group
+    def _passes(self, lengths: NDArray[np.int64], threads: int) -> list[NDArray[np.int64]]:
+        """Rows in groups of similar length, about as many tokens in each, that fit a pass; as many for every thread."""
+        order = np.argsort(lengths, kind="stable")
+        upto = np.cumsum(lengths[order])
+        n = threads * -(-int(upto[-1]) // (threads * self._per_pass))
+        cuts = np.searchsorted(upto, upto[-1] * np.arange(1, n) / n, side="right")
+        return [rows for rows in np.split(order, cuts) if len(rows)]
 
     def _scores(self, prompts: Sequence[list[int]], n_prefix: int, tree: Tree) -> Tensor:
         """What the network expects of the ten digits at each branch's end, (n, S, 10)."""
@@ -221,6 +226,19 @@ class LogitReadout:
         """A mask as what is added to the scores of attention."""
         bias = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
         return bias.masked_fill_(torch.from_numpy(~visible).to(self.device), torch.finfo(self.dtype).min)
+
+
+def _side_by_side(work: Callable[[NDArray[np.int64]], None], parts: Sequence[NDArray[np.int64]], threads: int) -> None:
+    """Call `work` with every part, each on one core: a small network's operations are too short to be shared out."""
+    if len(parts) == 1 or threads == 1:
+        for part in parts:
+            work(part)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(work, parts))
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets for itself, threads that begin later would take over
 
 
 def _n_common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -34,7 +34,8 @@ except ImportError as error:
 
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a run has its own
 
-READOUTS = ("json", "logits")
+BATCHES = {"json": 16, "logits": 128}  # the second is cut to passes of a size that suits the machine
+READOUTS = tuple(BATCHES)
 PROMPTS_KEPT = 1024  # that were counted or checked and will be answered
 MOST_FORMS = 256  # answer forms kept; pages of different lengths have different ones
 
@@ -79,7 +80,7 @@ class TransformersLocal(LanguageModel):
         path: folder of `save_pretrained`, tokenizer with a chat template included.
         model: name for the cache; the folder's name by default. The logits readout adds ``:logits`` to it.
         readout: ``json`` or ``logits``.
-        batch_size: prompts per forward pass.
+        batch_size: prompts taken together; None = as many as suits the readout (`BATCHES`).
         device: ``cpu``, ``cuda``, ...; a GPU by default where there is one.
         dtype: of the weights, ``auto`` = as saved.
 
@@ -93,21 +94,21 @@ class TransformersLocal(LanguageModel):
         model: str | None = None,
         *,
         readout: str = "json",
-        batch_size: int = 16,
+        batch_size: int | None = None,
         device: str | None = None,
         dtype: str = "auto",
     ) -> None:
         folder = Path(path)
         if readout not in READOUTS:
             raise ConfigError(f"llm.readout={readout}: expected one of {', '.join(READOUTS)}")
-        if batch_size < 1:
-            raise ConfigError(f"llm.batch_size={batch_size}: expected at least 1")
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"llm.batch_size={batch_size}: expected at least 1, or null")
         if not (folder / "config.json").is_file():
             raise ConfigError(f"llm.path={folder}: no config.json; expected a folder written by save_pretrained")
         name = model or folder.resolve().name
         super().__init__(name if readout == "json" else f"{name}:logits")
         self.readout = readout
-        self.batch_size = batch_size
+        self.batch_size = batch_size or BATCHES[readout]
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -402,6 +404,69 @@ def test_a_small_llama_says_what_transformers_says(tmp_path, kind):
         for request, answer in zip(batch, model.answer(batch)):
             np.testing.assert_allclose(written_numbers(answer.text), read_plainly(model, request), atol=2e-4, rtol=1e-5)
     assert len(model._logits._prefix) > len(rules.content)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_small_llama_runs_on_as_many_cores_as_torch_may_use(folder, two_threads, monkeypatch):
+    model = backend(folder, readout="logits")
+    model._logits._per_pass = 500
+    ran = []
+    scores = model._logits._scores
+
+    def watched(*arguments):
+        ran.append((threading.get_ident(), torch.get_num_threads(), len(arguments[0])))
+        return scores(*arguments)
+
+    monkeypatch.setattr(model._logits, "_scores", watched)
+    requests = [page("A film " * n, k=2) for n in (30, 1, 9, 3, 8, 14)]
+    for request, answer in zip(requests, model.answer(requests)):
+        np.testing.assert_allclose(written_numbers(answer.text), read_plainly(model, request), atol=2e-4, rtol=1e-5)
+    assert sum(rows for *_, rows in ran) == len(requests)
+    assert len(ran) % 2 == 0
+    assert {threads for _, threads, _ in ran} == {1}
+    assert threading.get_ident() not in {thread for thread, *_ in ran}
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as later:  # threads that begin afterwards have the setting of this one
+        assert later.submit(torch.get_num_threads).result() == 2
+
+
+def test_an_error_on_another_core_is_raised(folder, two_threads, monkeypatch):
+    model = backend(folder, readout="logits")
+    model._logits._per_pass = 50
+
+    def failing(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model._logits, "_scores", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.answer([page("A film " * n) for n in (1, 4)])
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("lengths", [[7], [3, 90, 5, 4], [1000, 10, 10, 10], list(range(1, 60))])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_passes_hold_every_prompt_once_and_share_the_work(folder, lengths, threads):
+    model = backend(folder, readout="logits")
+    model._logits._per_pass = 100
+    lengths = np.array(lengths)
+    passes = model._logits._passes(lengths, threads)
+    assert sorted(np.concatenate(passes).tolist()) == list(range(len(lengths)))
+    assert all(len(rows) == 1 or lengths[rows].sum() <= 100 + lengths.max() for rows in passes)
+    assert len(passes) >= min(threads, len(lengths)) or lengths.max() > lengths.sum() / threads
+
+
+def test_a_batch_is_put_into_words_while_another_is_answered(folder):
+    assert [backend(folder, readout=readout).batch_size for readout in ("json", "logits")] == [16, 128]
+    assert transformers(folder, readout="logits", device="cpu").concurrency == 256
+    assert transformers(folder, batch_size=3, device="cpu").concurrency == 6
+    assert transformers(folder, batch_size=3, concurrency=4, device="cpu").concurrency == 4
 
 
 @pytest.mark.parametrize(
