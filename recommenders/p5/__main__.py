@@ -283,12 +283,19 @@ def _diagnose(options: argparse.Namespace) -> None:
     users = pl.DataFrame({"user": split.users, "interactions": lengths[split.users], "own": own[split.users]})
     by_history = plot_lift_against_history(events, users, "interactions", "own")
     by_history.axes[0].set_xlabel("interactions of the user (median of each tenth of the users)")
+    what = f"{loaded[0][1].name}: top-{options.k} lists of {len(split.users):,} users, seen items left out"
+    by_history.axes[0].set_title(what, loc="left")
     options.out.mkdir(parents=True, exist_ok=True)
     table.write_csv(options.out / "popularity.csv")
-    plot_popularity_by_rank(events).savefig(options.out / "popularity_by_rank.png", dpi=110)
+    levels = {
+        "their histories": float(own[split.users].mean()),
+        "their next items": float(percentile[split.targets].mean()),
+    }
+    by_rank = plot_popularity_by_rank(events, levels=levels, title=what)
+    by_rank.savefig(options.out / "popularity_by_rank.png", dpi=110)
     by_history.savefig(options.out / "popularity_by_history.png", dpi=110)
     print(f"popularity percentile of top-{options.k} lists, seen items left out, {len(split.users):,} users")
-    print(f"their own histories {own[split.users].mean():.3f}, their next items {percentile[split.targets].mean():.3f}")
+    print(", ".join(f"{name} {level:.3f}" for name, level in levels.items()))
     for arm, row in rows.items():
         print(f"  {arm:12}" + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
     print(f"figures and table in {options.out}")

@@ -9,6 +9,7 @@ was made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -105,8 +106,17 @@ def plot_lorenz(events: Frame, n_items: int | None = None) -> Figure:
     return figure
 
 
-def plot_popularity_by_rank(events: Frame, last_rounds: int = 5) -> Figure:
-    """Mean popularity percentile at each rank of the slate over the last rounds, one line per arm, in mode loop."""
+def plot_popularity_by_rank(
+    events: Frame, last_rounds: int = 5, *, levels: Mapping[str, float] | None = None, title: str = ""
+) -> Figure:
+    """Mean popularity percentile at each rank of the slate over the last rounds, one line per arm, in mode loop.
+
+    Args:
+        events: the log.
+        last_rounds: how many.
+        levels: name -> percentile to hold the lines against, each a thin labelled line.
+        title: over the panel.
+    """
     lazy = events.lazy().filter(pl.col("mode").is_in(["loop", "none"]))
     last = _scalar(lazy.select(pl.col("round").max()), "last round")
     if last is None:
@@ -125,9 +135,16 @@ def plot_popularity_by_rank(events: Frame, last_rounds: int = 5) -> Figure:
         ranks, values = _matrix(means.filter(pl.col("arm") == arm), "rank")
         mean = draw_line(panel, ranks + 1, values, color=styles[arm].color, marker=styles[arm].marker)
         ends.append((float(mean[-1]), plain(arm), styles[arm].color))
-    panel.set_xlim(0.8, float(np.asarray(means["rank"].max())) + 1)
+    for name, level in (levels or {}).items():
+        panel.axhline(level, color=FAINT, linewidth=1, linestyle=":")
+        ends.append((level, plain(name), FAINT))
+    n_ranks = int(np.asarray(means["rank"].max())) + 1
+    panel.set_xlim(0.8, n_ranks)
+    step = -(-n_ranks // 10)
+    panel.set_xticks(sorted({1, *range(step, n_ranks + 1, step)}))
     panel.set_xlabel("rank in the slate (1 = top)", fontsize=LABEL)
     panel.set_ylabel("popularity percentile", fontsize=LABEL)
+    _title(panel, title, INK)
     fit_y([panel])
     label_ends(panel, ends)
     return figure

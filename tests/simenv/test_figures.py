@@ -315,6 +315,15 @@ def test_popularity_by_rank_means(events):
     assert len(bands(panel)) == len(ARMS)
 
 
+def test_popularity_by_rank_beside_levels(events):
+    levels = {"their histories": 0.6, "their next items": 0.7}
+    (panel,) = figures.plot_popularity_by_rank(events, levels=levels, title="a world").axes
+    assert [line.get_ydata()[0] for line in panel.lines[-2:]] == [0.6, 0.7]
+    assert {"their histories", "their next items"} <= {text.get_text() for text in panel.texts}
+    assert panel.get_title(loc="left") == "a world"
+    assert list(panel.get_xticks()) == [1, 2, 3, 4, 5]
+
+
 def test_exposure_quality_shows_spearman_over_seeds(events, items):
     figure = figures.plot_exposure_quality(events, items)
     rhos = []
