@@ -400,6 +400,9 @@ def _claim(
     return {
         "name": name,
         "arm": model,
+        "label": None
+        if row is None
+        else row.metric.replace(" - ", " − ").replace("auc", "AUC").replace("rmse", "RMSE"),
         "estimate": None if row is None else known(row.value),
         "ci_low": None if row is None else known(row.ci_low),
         "ci_high": None if row is None else known(row.ci_high),

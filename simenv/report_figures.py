@@ -91,7 +91,8 @@ SPECS = (
         name="claims",
         title="The claims at a glance",
         caption="One panel per kind of claim and metric, on a scale of its own; one row per comparison. A point is "
-        "the mean over seeds, its bar the 95 % interval. Filled: supported. Hollow: not. A star marks the "
+        "the mean over seeds, its bar the 95 % interval (with one seed: the estimate, and its interval over users). "
+        "Filled: supported. Hollow: not. A star marks the "
         "claim declared primary before the run; a grey strip is the margin within which an effect counts as "
         "none.",
         alt="Forest plot of the claims' estimates with intervals against zero.",

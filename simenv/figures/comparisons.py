@@ -242,7 +242,8 @@ def plot_amp_forest(claims: Sequence[Mapping[str, Any]]) -> Figure:
     which an effect counts as none, where the claims state one.
 
     Args:
-        claims: the list of claims.json; the kind is what stands before the first ":" of a name.
+        claims: the list of claims.json; the kind is what stands before the first ":" of a name. A `label` names the row
+            where arm and control do not.
 
     Raises:
         DataError: if no claim has an estimate.
@@ -299,11 +300,11 @@ def _forest_panel(panel: Axes, title: str, claims: Sequence[Mapping[str, Any]]) 
 
 
 def _claim_row(claim: Mapping[str, Any]) -> str:
-    """What a claim compares: `als − frozen`, `als − oracle`, or the two groups."""
+    """What a claim compares: its `label` if it has one, else `als − frozen`, `als − oracle`, or the two groups."""
     arm, control = str(claim.get("arm") or "all arms"), str(claim.get("control") or "")
     other, _, groups = control.partition(", ")
     control_arm, _, mode = other.partition("/")
-    text = arm
+    text = str(claim.get("label") or arm)
     if groups:
         one, _, versus = groups.partition(" - ")
         attribute, _, level = versus.partition("=")

@@ -348,6 +348,12 @@ def test_users_without_any_taste_are_not_validated(tmp_path):
     assert claims[0]["primary"]
     assert claims[0]["verdict"] == "not_supported"
     assert "is not validated" in claims[0]["sentence"]
+    assert [claim["label"] for claim in claims] == [
+        None,
+        "AUC − AUC of ease",
+        "AUC − AUC of svd",
+        "RMSE of item mean − RMSE",
+    ]
 
 
 def test_the_verdict_needs_every_bar():

@@ -262,12 +262,14 @@ def test_forest_has_a_panel_per_kind_and_metric_and_a_row_per_claim():
         {**CLAIM, "arm": "ease", "control": "ease/frozen", "ci_low": -0.1, "ci_high": 0.3, "verdict": "inconclusive"},
         {**CLAIM, "name": "merit:als:gini:oracle", "control": "oracle/loop", "verdict": "not_supported", "margin": 0.2},
         {**CLAIM, "name": "gap:als", "control": "als/frozen, sex=F - sex=M", "verdict": "inconclusive"},
+        {"name": "verdict: auc", "arm": "llm", "label": "AUC − AUC of ease", "estimate": 0.1, "verdict": "supported"},
     ]
     figure = figures.plot_amp_forest(claims)
-    first, second, third = figure.axes
+    first, second, third, fourth = figure.axes
     assert [label.get_text() for label in first.get_yticklabels()] == ["★ als − frozen", "ease − frozen"]
     assert [label.get_text() for label in second.get_yticklabels()] == ["als − oracle"]
     assert [label.get_text() for label in third.get_yticklabels()] == ["als: sex F − M"]
+    assert [label.get_text() for label in fourth.get_yticklabels()] == ["AUC − AUC of ease"]
     spans = [line.get_xdata() for line in first.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
     np.testing.assert_allclose(spans, [(0.05, 0.15), (-0.1, 0.3)])
     assert len(second.patches) == 1  # the margin
