@@ -2,7 +2,7 @@
 
 `run(config)` holds users, items and everybody's last interactions out, trains on the rest, and writes a run directory
 with `model/` - a folder for `llm.path`, with `unseen.json`, which the realism experiment judges by - the loss by
-step, and a page.
+step, and a page. With `user_lm.log` it learns from the pages that another run showed, not from pages made of histories.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agents.memory import Retrieval
-from agents.user_lm import Corpus, HeldOut, PromptOptions
+from agents.user_lm import Corpus, Example, HeldOut, LoggedPages, PromptOptions, ShownLog
 from experiments.bias_loop import NOT_RESULTS, design_from
-from experiments.replications import save_figure, write_table
+from experiments.logged_pages import MODEL, judge, read_logs
+from experiments.replications import config_of, save_figure, write_table
 from experiments.runs import RunDirectory, card_of_machine
 from simenv.datasets.base import Dataset
 from simenv.errors import ConfigError
@@ -46,6 +49,9 @@ class Settings:
     ratios: Sequence[int]
     negatives: str
     lived: float
+    log: str | None
+    judged_log: str | None
+    judged_pages: int
     vocabulary: int
     hidden_size: int
     layers: int
@@ -61,7 +67,8 @@ class Settings:
     device: str
 
     def __post_init__(self) -> None:
-        for name in ("passes", "vocabulary", "hidden_size", "layers", "heads", "learning_rate", "batch_tokens"):
+        sizes = ("vocabulary", "hidden_size", "layers", "heads", "batch_tokens")
+        for name in ("passes", "moments", "judged_pages", *sizes, "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"user_lm.{name}={getattr(self, name)}: expected a positive number")
         if self.hidden_size % (2 * self.heads):
@@ -104,32 +111,26 @@ def run(config: Mapping[str, Any]) -> Path:
         share=config["holdout"],
         seed=config["seed"],
     )
-    corpus = Corpus(
-        held.training_part(dataset),
-        options,
-        moments=settings.moments,
-        window=settings.window,
-        candidates=settings.candidates,
-        ratios=settings.ratios,
-        negatives=settings.negatives,
-        lived=settings.lived,
-        seed=config["seed"],
-    )
+    logs = {
+        name: read_logs(Path(path), dataset, f"user_lm.{name}")
+        for name, path in (("log", settings.log), ("judged_log", settings.judged_log or settings.log))
+        if path is not None
+    }
+    corpus = _corpus(held.training_part(dataset), held, logs.get("log"), options, settings, seed=config["seed"])
     kept = {name: value for name, value in config.items() if name not in NOT_RESULTS} | {"recommenders": {}}
     folder = RunDirectory(Path(config["run_dir"]), kept, resume=bool(config["resume"]))
     if folder.complete:
         return folder.path
     with folder.locked():
         started = time.time()
-        figures = train(corpus, settings, folder, seed=config["seed"], show=bool(config["progress"]))
-        _write_unseen(dataset, held, folder.path / "model" / "unseen.json")
+        judged = partial(_judge, logs.get("judged_log"), held, options, settings, folder, seed=config["seed"])
+        figures = train(corpus, settings, folder, judged=judged, seed=config["seed"], show=bool(config["progress"]))
+        _write_unseen(dataset, held, folder.path / "model" / "unseen.json", log=settings.log)
         card = {
             "question": config["question"],
             "command": config["command"],
             "dataset": dataset.name,
-            "n_users": corpus.dataset.n_users,
-            "n_items": corpus.dataset.n_items,
-            "n_interactions": len(corpus.dataset.interactions),
+            **_size(corpus),
             **figures,
             **card_of_machine(started),
         }
@@ -137,6 +138,65 @@ def run(config: Mapping[str, Any]) -> Path:
         plot(folder.path)
         folder.finish()
     return folder.path
+
+
+def _corpus(
+    training_part: Dataset,
+    held: HeldOut,
+    logs: Sequence[ShownLog] | None,
+    options: PromptOptions,
+    settings: Settings,
+    *,
+    seed: int,
+) -> Corpus | LoggedPages:
+    """What is learned from: pages that were shown, as many in a pass as there would be made ones; or made ones."""
+    if logs is not None:
+        pages = settings.moments * training_part.n_users
+        return LoggedPages([log.training_part(held) for log in logs], options, pages=pages, seed=seed)
+    return Corpus(
+        training_part,
+        options,
+        moments=settings.moments,
+        window=settings.window,
+        candidates=settings.candidates,
+        ratios=settings.ratios,
+        negatives=settings.negatives,
+        lived=settings.lived,
+        seed=seed,
+    )
+
+
+def _size(corpus: Corpus | LoggedPages) -> dict[str, int]:
+    """Of what was learned from, for the run card."""
+    if isinstance(corpus, Corpus):
+        dataset = corpus.dataset
+        return {"n_users": dataset.n_users, "n_items": dataset.n_items, "n_interactions": len(dataset.interactions)}
+    return {
+        "n_users": len(np.unique(np.concatenate([log.users for log in corpus.logs]))),
+        "n_items": corpus.logs[0].dataset.n_items,
+        "n_logs": len(corpus.logs),
+        "n_pages": corpus.n_pages,
+    }
+
+
+def _judge(
+    logs: Sequence[ShownLog] | None,
+    held: HeldOut,
+    options: PromptOptions,
+    settings: Settings,
+    folder: RunDirectory,
+    interests: Callable[[Sequence[Example]], list[NDArray[Any]]],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """Write ``tables/logged_pages.csv``, where there is a log to judge by; returns figures for the run card."""
+    if logs is None:
+        return {}
+    rows = judge(logs, held, options, interests, pages=settings.judged_pages, seed=seed)
+    if rows:
+        write_table(folder.path / "tables" / "logged_pages.csv", rows)
+    aucs = {row["setting"]: round(row["value"], 4) for row in rows if (row["model"], row["metric"]) == (MODEL, "auc")}
+    return {"auc_on_logged_pages": aucs}
 
 
 def prompt_options(agent: Mapping[str, Any]) -> PromptOptions:
@@ -163,15 +223,33 @@ def prompt_options(agent: Mapping[str, Any]) -> PromptOptions:
         synopsis_length=agent["synopsis_length"],
         conformity=agent["conformity"],
         base_rate=agent["base_rate"],
+        digest_every=agent["digest_every"],
         prompts=agent["prompts"],
     )
 
 
-def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int, show: bool) -> dict[str, Any]:
-    """Train, and write ``model/`` and ``tables/training.csv``; returns figures for the run card."""
+def train(
+    corpus: Corpus | LoggedPages,
+    settings: Settings,
+    folder: RunDirectory,
+    *,
+    judged: Callable[[Callable[[Sequence[Example]], list[NDArray[Any]]]], dict[str, Any]],
+    seed: int,
+    show: bool,
+) -> dict[str, Any]:
+    """Train, and write ``model/`` and ``tables/training.csv``; returns figures for the run card.
+
+    Args:
+        corpus: what is learned from.
+        settings: how.
+        folder: of the run.
+        judged: given the model's opinions, as a function of examples, returns further figures.
+        seed: of all draws.
+        show: a progress bar.
+    """
     from agents.user_lm.batches import Batch, Reader, answer_texts  # torch is loaded only here
     from agents.user_lm.embeddings import co_occurrence_vectors
-    from agents.user_lm.network import Objective, embed, load_network, new_network, save
+    from agents.user_lm.network import Objective, embed, interests, load_network, new_network, save
     from agents.user_lm.vocabulary import learn_vocabulary
     from recommenders.p5.training import Training, TrainingOptions, pick_device, seeded
 
@@ -184,7 +262,7 @@ def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int
                 (each.person + each.page for each in first),
                 size=settings.vocabulary,
                 system=system,
-                answers=list(dict.fromkeys([*answer_texts(26), *answer_texts(max(26, settings.candidates))])),
+                answers=list(dict.fromkeys([*answer_texts(26), *answer_texts(max(26, corpus.candidates))])),
                 max_length=MAX_LENGTH,
             )
             network = new_network(
@@ -224,11 +302,13 @@ def train(corpus: Corpus, settings: Settings, folder: RunDirectory, *, seed: int
         show=show,
     )
     progress = training.run(batches, steps)
+    figures = judged(partial(interests, objective, reader, tokens=settings.batch_tokens))
     save(network, tokenizer, folder.path / "model")
     losses = [{"pass": number + 1, "loss": loss} for number, loss in enumerate(progress.losses)]
     write_table(folder.path / "tables" / "training.csv", losses)
     return {
         **score(progress.losses),
+        **figures,
         "passes": progress.epoch,
         "steps": progress.step,
         "examples_a_pass": len(first),
@@ -246,11 +326,14 @@ def score(losses: Sequence[float]) -> dict[str, float]:
     return {"first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4)}
 
 
-def _write_unseen(dataset: Dataset, held: HeldOut, path: Path) -> None:
-    """What the model was not trained on, by the data set's own ids."""
+def _write_unseen(dataset: Dataset, held: HeldOut, path: Path, *, log: str | None) -> None:
+    """What the model was not trained on, by the data set's own ids.
+
+    The users of a log remember all interactions that its run did not hold out.
+    """
     unseen = {
         "dataset": dataset.name,
-        "holdout": held.share,
+        "holdout": held.share if log is None else float(config_of(Path(log)).get("holdout", 0.0)),
         "users": [dataset.user_ids[row] for row in np.flatnonzero(held.users)],
         "items": [dataset.catalog.item_ids[row] for row in np.flatnonzero(held.items)],
     }

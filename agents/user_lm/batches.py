@@ -55,7 +55,7 @@ class Batch:
     wanted: Tensor  # (m, 10), distribution over the digits that follow it; zeros = not known
     stars: Tensor  # (m,), that only digits from 1 to 5 may follow
     spoken: Tensor  # (m or 0, 2), the same of the token before each number in a written answer
-    lines: Tensor  # (l, 2), row and place of the token after each item of a page
+    lines: Tensor  # (l, 2), row and place of the token after each examined item of a page
     picked: Tensor  # (l,), whether it was picked
     titles: Tensor  # (l,), first token of its title
     interests: Tensor  # (l,), which of the m asks for its interest
@@ -179,7 +179,7 @@ class Reader:
             length = len(one.ids)
             tokens[row, :length], positions[row, :length] = one.ids, np.arange(length)
             memory[row, max(1, self.n_prefix) : one.page] = True
-            lines += [(row, place) for place in one.lines.tolist()]
+            lines += [(row, place) for place in one.lines[examples[row].examined].tolist()]
             stops = np.cumsum([len(ids) for ids in parts])
             for number, (ids, stop) in enumerate(zip(parts, stops.tolist(), strict=True)):
                 place = slice(p + stop - len(ids), p + stop)
@@ -203,7 +203,7 @@ class Reader:
             stars=torch.from_numpy(stars),
             spoken=torch.tensor(spoken, dtype=torch.long).reshape(-1, 2),
             lines=torch.tensor(lines),
-            picked=torch.from_numpy(np.concatenate([each.picked for each in examples])),
+            picked=torch.from_numpy(np.concatenate([each.picked[each.examined] for each in examples])),
             titles=torch.from_numpy(np.concatenate([one.ids[one.titles] for one in encoded])),
             interests=torch.from_numpy(np.flatnonzero(~stars)),
         )
@@ -255,16 +255,18 @@ def pieces(k: int) -> list[str]:
 def digits_wanted(example: Example) -> NDArray[np.float32]:
     """What the answer to an example is, as distributions over digits, (2 k + 1, 10), in the order of the schema.
 
-    Interest, in tenths, is 9 for what was picked and 0 for the rest, so that its expectation is 9 P(picked). A rating
-    between two stars is shared by them; unrated items want nothing. Satisfaction is 1 + 4 times the share picked.
+    Interest, in tenths, is 9 for what was picked and 0 for the rest, so that its expectation is 9 P(picked | examined);
+    items not examined want nothing. A rating between two stars is shared by them; unrated items want nothing.
+    Satisfaction is 1 + 4 times the share picked of what was examined.
     """
     k = len(example.items)
     wanted = np.zeros((2 * k + 1, N_DIGITS), np.float32)
-    wanted[np.arange(0, 2 * k, 2), np.where(example.picked, 9, 0)] = 1.0
+    wanted[np.arange(0, 2 * k, 2), np.where(example.picked, 9, 0)] = example.examined
     rated = np.flatnonzero(~np.isnan(example.stars))
     _share(wanted, 2 * rated + 1, np.clip(example.stars[rated], *RATING))
     low, high = SATISFACTION
-    _share(wanted, np.array([2 * k]), np.array([low + (high - low) * example.picked.mean()], np.float32))
+    picked = example.picked[example.examined].mean()
+    _share(wanted, np.array([2 * k]), np.array([low + (high - low) * picked], np.float32))
     wanted[2 * k] *= SATISFACTION_WEIGHT
     return wanted
 

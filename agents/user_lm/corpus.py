@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from agents.base import require
 from agents.discrimination import leave_last_out, match_popularity, pair_keys, sample_unseen
+from agents.language_models import Message
 from agents.memory import Retrieval
 from agents.page_prompt import OthersRatings, PagePrompt
 from agents.parsing import opaque_ids
@@ -27,6 +28,7 @@ from simenv.errors import DataError
 
 NEGATIVES = ("matched", "uniform")
 NEARLY = 0.2  # difference in the logarithm of popularity
+PAGE = "\n\n# The page"  # where a prompt goes on from the person to the page
 LIVED_PAGE = 10  # most events of a page that is told as lived through
 
 
@@ -40,6 +42,7 @@ class PromptOptions:
     synopsis_length: int = 0
     conformity: bool = True
     base_rate: float = 0.1
+    digest_every: int = 5
     prompts: str | None = None
 
 
@@ -95,6 +98,7 @@ class Example:
     page: str  # the items
     items: NDArray[np.int32]  # (k,)
     picked: NDArray[np.bool_]  # (k,)
+    examined: NDArray[np.bool_]  # (k,); of the others it is not known whether they would have been picked
     stars: NDArray[np.float32]  # (k,), 1-5, NaN = not rated
 
 
@@ -182,22 +186,26 @@ class Corpus:
             if passed is not None:  # nothing of the page: to have been passed over would say "never picked"
                 passed = np.setdiff1d(passed, items)
             lived = passed is not None and _live(prompt.population, user, passed, rng)
-            if lived:
+            if lived and self.options.digest_every:
                 prompt.digests[user] = prompt.digest(user)
-            ids = opaque_ids(len(items))
-            _, message = prompt.page(user, items, ids)
-            person, page = message.content.split("\n\n# The page", 1)
+            person, page = in_two(prompt.page(user, items, opaque_ids(len(items))))
             yield Example(
-                user=user, person=person, page="\n\n# The page" + page, items=items, picked=picked, stars=stars
+                user=user,
+                person=person,
+                page=page,
+                items=items,
+                picked=picked,
+                examined=np.ones(len(items), np.bool_),
+                stars=stars,
             )
             if lived:
                 warm.put_back(prompt.population, user)
-                del prompt.digests[user]
+                prompt.digests.pop(user, None)
 
     def _prompt(self, before: Dataset) -> PagePrompt:
         options = self.options
         population = Population(
-            before, _no_tastes(before), memory_size=options.memory_size, traits=Traits.from_dataset(before)
+            before, blank_tastes(before), memory_size=options.memory_size, traits=Traits.from_dataset(before)
         )
         prompt = PagePrompt(
             self.prompts,
@@ -330,7 +338,13 @@ class _Memory:
             getattr(population, name)[user] = values[user]
 
 
-def _no_tastes(dataset: Dataset) -> Tastes:
+def in_two(messages: Sequence[Message]) -> tuple[str, str]:
+    """What a prompt says of the person, and what of the page."""
+    person, page = messages[-1].content.split(PAGE, 1)
+    return person, PAGE + page
+
+
+def blank_tastes(dataset: Dataset) -> Tastes:
     """Tastes that say nothing; the prompts of a corpus must not know more than its interactions tell."""
     n, m = dataset.n_users, dataset.n_items
     blank = Head(

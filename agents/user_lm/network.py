@@ -8,6 +8,7 @@ training. So one is put in place at the start. The module does not know the trai
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from agents.parsing import INTEREST, RATING, opaque_ids
 from agents.user_lm.batches import N_DIGITS, Batch, Reader, leads, pieces
+from agents.user_lm.corpus import Example
 from simenv.errors import ConfigError, MissingExtraError
 
 try:
@@ -269,6 +271,34 @@ class Objective:
         scores = scores.masked_fill(batch.stars[:, None] & beyond, -1e9)
         wanted = wanted.masked_fill(batch.stars[:, None] & beyond, 0.0)
         return functional.cross_entropy(scores, wanted / wanted.sum(dim=1, keepdim=True))
+
+
+def interests(objective: Objective, reader: Reader, examples: Sequence[Example], *, tokens: int) -> list[NDArray[Any]]:
+    """A network's interest in the items of each example, in tenths, as `llm.readout=logits` reads it.
+
+    Args:
+        objective, reader: of the network.
+        examples: m pages; their answers are not looked at.
+        tokens: in a batch, padding included, at most.
+
+    Returns:
+        m arrays, (k,) each.
+    """
+    found: list[NDArray[Any]] = [np.empty(0)] * len(examples)
+    encoded = reader.encode(examples)
+    training = objective.network.training
+    objective.network.eval()
+    with torch.no_grad():
+        for rows in reader.groups(examples, encoded, tokens, np.random.default_rng(0)):
+            batch = reader.batch([examples[row] for row in rows], [encoded[row] for row in rows])
+            batch = batch.to(objective.device)
+            chances = objective.answers(objective.hidden(batch), batch).exp()
+            means = (chances @ objective.values)[batch.interests].cpu().numpy()
+            ends = np.cumsum([len(examples[row].items) for row in rows])
+            for row, own in zip(rows.tolist(), np.split(means, ends[:-1]), strict=True):
+                found[row] = own
+    objective.network.train(training)
+    return found
 
 
 def _at_branches(hidden: Tensor, batch: Batch, ends: Tensor) -> Tensor:

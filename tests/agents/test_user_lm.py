@@ -419,6 +419,7 @@ def test_what_is_wanted_of_an_answer():
         page="",
         items=np.arange(4, dtype=np.int32),
         picked=np.array([True, False, True, True]),
+        examined=np.ones(4, np.bool_),
         stars=np.array([3.5, nan, 5.0, nan], np.float32),
     )
     wanted = digits_wanted(example)

@@ -184,6 +184,7 @@ NETWORK = {
 
 def test_every_option_is_tried_here():
     elsewhere = {"held_out_users", "held_out_items", "max_minutes", "checkpoint", "lora_rank", "compile", "device"}
+    elsewhere |= {"log", "judged_log", "judged_pages"}  # tests/experiments/test_logged_pages.py
     assert {each.name for each in fields(Settings)} == set(TEXTS) | set(NETWORK) | elsewhere
 
 
