@@ -139,7 +139,7 @@ class PromptNetwork(nn.Module):
 
     def _text_loss(self, states: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         inputs = F.pad(targets[:, :-1].clamp(min=PAD), (1, 0), value=PAD)
-        logits = self.decode(states, mask, inputs) @ self.output(0, self.n_words).T
+        logits = self.decode(states, mask, inputs) @ self.output(0, self.offsets[0]).T  # words, not codes
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
 
     def first_state(self, states: Tensor, mask: Tensor) -> Tensor:

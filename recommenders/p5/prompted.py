@@ -43,6 +43,8 @@ class P5(GenerativeRecommender):
         other_share: rows of the other families per row of the sequential one.
         backbone: `t5` (encoder-decoder) or `llama` (decoder-only, as in OpenP5).
         embedding_size, layers, heads, dropout, checkpoint_path, item_input, lora: see `recommenders.p5.t5.T5Options`.
+        user_input: `digits`: an id is three tokens of base 100, which users share; `own`: each user has a token, and so
+            a memory, as explanations need (Li et al. 2021, "PETER"; 2023, "PEPLER").
         fair: hide a user attribute behind a counterfactually fair prompt (UP5, Hua et al. 2024), trained after the rest
             with everything else frozen: `{attribute: gender}`, further options in `fair_prompt.FairOptions`. It stands
             in front of the prompts that recommend; stars and words are asked for without it.
@@ -74,6 +76,7 @@ class P5(GenerativeRecommender):
         dropout: float = 0.1,
         checkpoint_path: str | None = None,
         item_input: str = "pooled",
+        user_input: str = "digits",
         lora: Mapping[str, Any] | None = None,
         fair: Mapping[str, Any] | None = None,
         history: int = 20,
@@ -123,10 +126,13 @@ class P5(GenerativeRecommender):
             raise ConfigError(f"ask={ask}: expected seen, unseen or none")
         if backbone not in ("t5", "llama"):
             raise ConfigError(f"backbone={backbone}: expected t5 or llama")
+        if user_input not in ("digits", "own"):
+            raise ConfigError(f"user_input={user_input}: expected digits or own")
         if history < 1 or other_share < 0:
             raise ConfigError(f"history={history}, other_share={other_share}: expected at least 1 and 0")
         self.book = load_prompts(prompts, families)
         self.ask, self.history, self.other_share, self.backbone = ask, history, other_share, backbone
+        self.user_input = user_input
         self.options = T5Options(
             embedding_size=embedding_size,
             layers=layers,
@@ -183,7 +189,8 @@ class P5(GenerativeRecommender):
             words: Words = CheckpointWords(path)
         else:
             words = self._words or own_words(self.book, self.catalog, self.reviews)
-        self.vocabulary = Vocabulary(words, self.index.sizes)
+        own = self.histories.n_users if self.user_input == "own" else None
+        self.vocabulary = Vocabulary(words, self.index.sizes, own)
         kind = P5Network if self.backbone == "t5" else LlamaNetwork
         network = kind(torch.as_tensor(self.index.codes), self.vocabulary, self.options)
         if self.fair is not None:

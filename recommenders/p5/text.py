@@ -85,23 +85,27 @@ def split_words(text: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Words first, then the digits of user ids, then the tokens of each code level."""
+    """Words first, then the digits of user ids or the users themselves, then the tokens of each code level."""
 
     words: Words
     level_sizes: tuple[int, ...]
+    own_users: int | None = None  # how many users have a token of their own; None = ids are written in digits
 
     @property
     def user_offset(self) -> int:
         return self.words.n_tokens
 
     @property
+    def code_offset(self) -> int:
+        return self.user_offset + (USER_BASE if self.own_users is None else self.own_users)
+
+    @property
     def code_offsets(self) -> tuple[int, ...]:
-        start = self.user_offset + USER_BASE
-        return tuple(start + int(n) for n in np.concatenate(([0], np.cumsum(self.level_sizes)[:-1])))
+        return tuple(self.code_offset + int(n) for n in np.concatenate(([0], np.cumsum(self.level_sizes)[:-1])))
 
     @property
     def size(self) -> int:
-        return self.user_offset + USER_BASE + sum(self.level_sizes)
+        return self.code_offset + sum(self.level_sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +214,8 @@ class TextData:
         }
 
     def _user(self, users: LongArray) -> LongArray:
+        if self.vocabulary.own_users is not None:
+            return users[:, None] + self.vocabulary.user_offset
         digits = np.stack([users // USER_BASE**2, users // USER_BASE % USER_BASE, users % USER_BASE], axis=1)
         return digits % USER_BASE + self.vocabulary.user_offset
 

@@ -189,6 +189,21 @@ def test_all_families_train_and_the_rest_are_skipped():
     assert with_reviews.progress.samples > recommender.progress.samples / 2
 
 
+def test_each_user_may_have_a_token(tmp_path):
+    digits, own = fitted(), fitted(user_input="own")
+    users = np.arange(40)
+    rows = own._data(own.histories)._user(users)
+    assert rows.shape == (40, 1)
+    assert len(np.unique(rows)) == 40
+    assert own.vocabulary.size == digits.vocabulary.size - 100 + own.histories.n_users
+    assert rows.max() < min(own.network.offsets)
+    np.testing.assert_allclose(own.scores(users[:3]), by_forward_pass(own, users[:3]), atol=2e-4)
+    own.save(tmp_path)
+    again = P5(**TINY, user_input="own")
+    again.load(tmp_path)
+    np.testing.assert_array_equal(again.scores(users), own.scores(users))
+
+
 def test_reviews_of_what_is_not_in_the_log_are_not_learned_from():
     elsewhere = replace(REVIEWS, items=np.array([27, 45]))
     recommender = P5(**TINY, families=["sequential", "explanation"])
@@ -385,6 +400,7 @@ def test_weights_of_another_shape_are_not_loaded(tmp_path):
         ({"families": ["rating"]}, "families"),
         ({"ask": "politely"}, "ask=politely"),
         ({"item_input": "smell"}, "item_input=smell"),
+        ({"user_input": "name"}, "user_input=name"),
         ({"heads": 3}, "heads=3"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"other_share": -1.0}, "other_share"),
