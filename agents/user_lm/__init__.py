@@ -1,7 +1,7 @@
 """User language models: small decoders trained on behaviour, read through the LLM users' own prompts.
 
-`corpus` turns histories into pages as `PagePrompt` writes them, with what was picked as the answer, `exposure` takes the
-pages that a run showed; `vocabulary` makes the tokenizer; `batches` and `network` need torch, and are
+`corpus` turns histories into pages as `PagePrompt` writes them, with what really was picked as the answer; `exposure`
+takes the pages that a run showed; `vocabulary` makes the tokenizer; `batches` and `network` need torch, and are
 imported only where a model is trained.
 """
 
