@@ -16,7 +16,12 @@ from simenv.errors import ConfigError, DataError
 
 FAMILIES = ("rating", "sequential", "direct", "explanation", "review")
 REVIEW_FIELDS = frozenset({"review", "summary", "feature", "explanation"})
-FIELDS = REVIEW_FIELDS | {"user", "history", "item", "title", "genres", "text", "rating", "candidates", "answer"}
+OTHER_REVIEWS = frozenset({"said_of_item", "said_by_user"})  # never the one in question
+FIELDS = (
+    REVIEW_FIELDS
+    | OTHER_REVIEWS
+    | {"user", "history", "item", "title", "genres", "text", "rating", "candidates", "answer"}
+)
 OWN_FOLDER = Path(__file__).with_name("prompts")
 _PIECE = re.compile(r"\{(\w+)\}|(\w+|[^\w\s])")
 

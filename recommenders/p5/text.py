@@ -9,20 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recommenders.p5.histories import Histories
-from recommenders.p5.prompts import Piece, Prompt, PromptBook
+from recommenders.p5.prompts import OTHER_REVIEWS, Piece, Prompt, PromptBook
 from simenv.datasets.base import Catalog, LongArray
 from simenv.datasets.reviews import Reviews
 from simenv.errors import ConfigError
 
 PAD, END, UNKNOWN = 0, 1, 2  # as in T5's own vocabularies
 USER_BASE = 100  # user ids are written in this base
-MAX_TITLE, MAX_TEXT = 12, 64  # tokens kept of a title, of a review
+MAX_TEXT = 64  # tokens kept of a title, a text, a review
+MAX_SAID = 3  # other reviews quoted in a prompt
 
 
 class Words(Protocol):
@@ -165,12 +167,14 @@ class TextData:
         return rows, first[place[rows]]
 
     def usable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts whose fields are known: titles, genres and texts where the catalogue has them, stars likewise."""
+        """The prompts whose fields are known: titles, genres, texts, stars and other reviews, where there are some."""
         unknown = set() if self.catalog is not None else {"title", "genres"}
         if self.catalog is None or not self.catalog.texts:
             unknown.add("text")
         if np.isnan(self.histories.ratings).all():
             unknown.add("rating")
+        if self.reviews is None:
+            unknown |= OTHER_REVIEWS
         return [prompt for prompt in prompts if not prompt.fields & unknown]
 
     def render(self, prompt: Prompt, rows: Rows, rng: np.random.Generator) -> tuple[LongArray, LongArray]:
@@ -211,7 +215,40 @@ class TextData:
             "summary": lambda rows, rng: self._texts("summary")[rows.reviews],
             "feature": lambda rows, rng: self._texts("feature")[rows.reviews],
             "explanation": lambda rows, rng: self._texts("explanation")[rows.reviews],
+            "said_of_item": lambda rows, rng: self._said(self._by_item, rows.items, rows, rng),
+            "said_by_user": lambda rows, rng: self._said(self._by_user, rows.users, rows, rng),
         }
+
+    @cached_property
+    def _by_item(self) -> tuple[LongArray, LongArray]:
+        return self._grouped("items", self.histories.n_items)
+
+    @cached_property
+    def _by_user(self) -> tuple[LongArray, LongArray]:
+        return self._grouped("users", self.histories.n_users)
+
+    def _grouped(self, by: str, n: int) -> tuple[LongArray, LongArray]:
+        """The reviews of these histories in random order by item or by user: group g is rows[ptr[g] : ptr[g + 1]]."""
+        rows = np.random.default_rng(0).permutation(self.reviewed()[0])
+        keys = getattr(self.reviews, by)[rows]
+        return np.searchsorted(np.sort(keys), np.arange(n + 1)), rows[np.argsort(keys, kind="stable")]
+
+    def _said(
+        self, grouped: tuple[LongArray, LongArray], groups: LongArray, rows: Rows, rng: np.random.Generator
+    ) -> LongArray:
+        """Some explanations of each row's group one after the other, without that of the row's own interaction."""
+        ptr, reviews = grouped
+        if not len(reviews):
+            return np.full((len(groups), 1), -1, np.int64)
+        size, step = np.diff(ptr)[groups][:, None], np.arange(MAX_SAID)
+        start = rng.integers(0, np.maximum(size, 1))
+        place = ptr[groups][:, None] + (start + step) % np.maximum(size, 1)
+        found = reviews[place.clip(max=len(reviews) - 1)]
+        assert self.reviews is not None
+        own = (self.reviews.users[found] == rows.users[:, None]) & (self.reviews.items[found] == rows.items[:, None])
+        tokens = self._texts("explanation")[found]
+        tokens[own | (step >= size)] = -1
+        return tokens.reshape(len(groups), -1)
 
     def _user(self, users: LongArray) -> LongArray:
         if self.vocabulary.own_users is not None:

@@ -8,7 +8,7 @@ import pytest
 
 from recommenders.p5.histories import Histories
 from recommenders.p5.prompts import FAMILIES, load_prompts, parse
-from recommenders.p5.text import END, OwnWords, Reviews, Rows, TextData, Vocabulary, own_words
+from recommenders.p5.text import END, MAX_SAID, OwnWords, Reviews, Rows, TextData, Vocabulary, own_words
 from recommenders.testing import small_dataset, small_log
 from simenv.errors import ConfigError, DataError
 
@@ -136,6 +136,42 @@ def test_titles_genres_and_reviews_are_text():
     genres = " ".join(np.array(text.catalog.genre_names)[text.catalog.genres[item]])
     assert read(text, source[1]) == f"{text.catalog.titles[item]} {genres} too much stone"
     assert read(text, target[1]) == "in spite of the stone <end>"
+
+
+def test_other_reviews_are_quoted_but_never_the_one_in_question():
+    log, rng = small_log(), np.random.default_rng(0)
+    log = log.take(np.unique(log.users * 60 + log.items, return_index=True)[1])
+    n = len(log)
+    words = tuple(f"u{user}i{item}" for user, item in zip(log.users, log.items, strict=True))
+    every = Reviews(
+        users=log.users.astype(np.int64), items=log.items.astype(np.int64),
+        texts=words, summaries=words, features=words, explanations=words,
+    )  # fmt: skip
+    text = data(reviews=every)
+    ask = {
+        field: parse(f"{{{field}}} -> {{explanation}}", "explanation", 0, "x")
+        for field in ("said_of_item", "said_by_user")
+    }
+    some = Rows(every.users, np.zeros(n, np.int64), every.items, log.ratings, np.ones(n, bool), np.arange(n))
+    said = {name: [read(text, row).split() for row in text.source(prompt, some, rng)] for name, prompt in ask.items()}
+    for user, item, of_item, by_user in zip(log.users, log.items, said["said_of_item"], said["said_by_user"]):
+        assert all(word.endswith(f"i{item}") for word in of_item)
+        assert all(word.startswith(f"u{user}i") for word in by_user)
+        assert f"u{user}i{item}" not in (*of_item, *by_user)
+        assert len(set(of_item)) == len(of_item) <= MAX_SAID
+    many = log.user_counts()[log.users] > MAX_SAID
+    assert {len(row) for row, often in zip(said["said_by_user"], many) if often} == {MAX_SAID - 1, MAX_SAID}
+    again = [read(text, row).split() for row in text.source(ask["said_of_item"], some, rng)]
+    assert again != said["said_of_item"]  # others are drawn the next time
+
+
+def test_without_reviews_nothing_is_quoted():
+    prompt = parse("{item} , {said_of_item} , {said_by_user} -> {explanation}", "explanation", 0, "x")
+    assert data().usable([prompt]) == []
+    elsewhere = data(reviews=replace(REVIEWS, items=np.array([27, 45])))  # not in the log
+    assert elsewhere.usable([prompt]) == [prompt]
+    (source,) = elsewhere.source(prompt, rows(elsewhere, (3,)).take([0]), np.random.default_rng(0))
+    assert "river" not in read(elsewhere, source)
 
 
 def test_families_without_data_are_skipped_and_said_so():
