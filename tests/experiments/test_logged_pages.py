@@ -283,10 +283,10 @@ def test_a_model_learns_from_a_log_and_is_asked_by_a_run(shown, tmp_path):
     asked = play(
         tmp_path / "asked",
         *("agent=user-lm", "llm=transformers", f"llm.path={folder / 'model'}", "llm.readout=logits", "llm.device=cpu"),
-        *("n_seeds=1", "rounds=1", "n_users=40"),
+        *("n_seeds=1", "rounds=2"),
     )
     llm = json.loads((asked / "run_card.json").read_text())["llm"]
-    assert llm["pages"] == 80
+    assert llm["pages"] == 2 * 2 * 40
     assert llm["fallbacks"] == 0
 
 
