@@ -284,7 +284,7 @@ def _diagnose(options: argparse.Namespace) -> None:
     by_history = plot_lift_against_history(events, users, "interactions", "own")
     by_history.axes[0].set_xlabel("interactions of the user (median of each tenth of the users)")
     what = f"{loaded[0][1].name}: top-{options.k} lists of {len(split.users):,} users, seen items left out"
-    by_history.axes[0].set_title(what, loc="left")
+    by_history.axes[0].set_title(what, loc="left", fontsize=13, fontweight="bold")
     options.out.mkdir(parents=True, exist_ok=True)
     table.write_csv(options.out / "popularity.csv")
     levels = {
