@@ -92,7 +92,7 @@ def test_texts_are_asked_for_where_the_catalogue_has_some():
     without = text.usable(book.seen("explanation"))
     text.catalog = replace(text.catalog, texts=("a night by the river",) * text.catalog.n_items)
     with_texts = text.usable(book.seen("explanation"))
-    assert len(with_texts) == len(without) + 1
+    assert len(with_texts) == len(without) + 2
     source, _ = text.render(parse("{text} -> {item}", "explanation", 0, "x"), rows(text), np.random.default_rng(0))
     assert read(text, source[0]).endswith("night by the river")
 
