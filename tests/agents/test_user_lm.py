@@ -143,6 +143,8 @@ def test_lived_examples_are_told_as_a_simulation_tells_them(examples):
         assert "passed over" not in each.person
         assert "page: " not in each.person
         assert "Summary:" not in each.person
+    unsummed = examples_of(WORLD, lived=1.0, options=PromptOptions(digest_every=0))
+    assert not any("Summary:" in each.person for each in unsummed)
     for each in examples_of(WORLD, lived=1.0):
         life = {TITLES[item] for item in WORLD.interactions.items[WORLD.interactions.users == each.user]}
         assert not life & set(told(each.person, "passed over"))
