@@ -18,6 +18,7 @@ import numpy as np
 from simenv.errors import ConfigError, RunDirectoryError, SimenvError
 
 DESCRIPTION = "Train, evaluate, ask and diagnose P5 and p5-fast."
+WITH_WORDS = {"user_input": "own", "other_share": 2.0}  # where users write reviews: words take many rows to learn
 BASELINES = {
     "popularity": "recommenders.popularity.Popularity",
     "itemknn": "recommenders.neighbours.ItemKNN",
@@ -134,6 +135,8 @@ def _train(options: argparse.Namespace) -> None:
     dataset = load_dataset(options.dataset, options.data)
     if options.model == "p5" and "families" not in settings and reviewer_of(dataset) is not None:
         settings["families"] = list(FAMILIES)
+        for name, value in WITH_WORDS.items():
+            settings.setdefault(name, value)
     recommender = make(options.model, {"show_progress": True, "checkpoint": checkpoint, **settings})
     recommender.bind_dataset(dataset)
     log = dataset.interactions if options.full else leave_one_out(dataset.interactions).train

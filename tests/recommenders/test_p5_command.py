@@ -62,7 +62,9 @@ def test_a_world_with_reviews_trains_all_families_and_is_read_for_its_truth(
     monkeypatch.setattr(command, "load_dataset", lambda name, root: world)
     assert train(tmp_path, model="p5") == 0
     assert "left out" not in capsys.readouterr().out
-    assert json.loads((tmp_path / "card.json").read_text())["settings"]["families"] == list(FAMILIES)
+    settings = json.loads((tmp_path / "card.json").read_text())["settings"]
+    assert settings["families"] == list(FAMILIES)
+    assert (settings["user_input"], settings["other_share"]) == ("own", 2.0)
     assert run("evaluate", tmp_path) == 0
     printed = capsys.readouterr().out
     users = leave_one_out(world.interactions).users
