@@ -147,6 +147,7 @@ VERDICTS: dict[int, tuple[str, ...]] = {
 }
 
 
+@cache
 def terms() -> tuple[str, ...]:
     """What a review can be about, by number: craft, the genres, then each aspect's low and high word."""
     words = [word for _, low, high in ASPECTS for word in (low, high)]
