@@ -370,16 +370,15 @@ class P5(GenerativeRecommender):
         ends = self.histories.ptr[users + 1]
         return Rows(users, ends, items, np.zeros(n, np.float32), np.ones(n, np.bool_), reviews)
 
-    @torch.no_grad()
-    def _write(self, prompt: Prompt, rows: Rows, max_tokens: int = 48) -> list[str]:
-        """Greedy decoding of words, item codes and user digits left out."""
-        if len(rows.users) == 0:
-            return []
+    def _write(self, prompt: Prompt, rows: Rows) -> list[str]:
+        """The words of the answer to one prompt about each row."""
         sources = self._data(self.histories).source(prompt, rows, np.random.default_rng(0))
         size = 4 * self.score_batch
-        if len(sources) > size:
-            parts = [rows.take(slice(start, start + size)) for start in range(0, len(sources), size)]
-            return [text for part in parts for text in self._write(prompt, part, max_tokens)]
+        return [text for start in range(0, len(sources), size) for text in self._decoded(sources[start : start + size])]
+
+    @torch.no_grad()
+    def _decoded(self, sources: LongArray, max_tokens: int = 48) -> list[str]:
+        """Greedy decoding of words, item codes and users left out."""
         with self.network.bare():
             states, mask = self.network.encode(torch.as_tensor(sources, device=self.device))
         written = torch.full((len(sources), 1), PAD, device=self.device)
