@@ -99,7 +99,7 @@ def go_through(world: World, events: Events, dynamics: Dynamics, *, repeat: str)
             population.end_round(round_ - 1)
         if number == 0:
             circumstances.popularity = midrank_percentile(population.click_counts)
-        users, slates, responses = _page(page, width)
+        users, slates, responses = page.responses(width)
         parts.append(circumstances.of(round_, users, slates, responses))
         population.absorb(users, slates, responses, Key(world.seed, round_, number))
         traits, n = population.traits, len(users)
@@ -115,26 +115,6 @@ def go_through(world: World, events: Events, dynamics: Dynamics, *, repeat: str)
     if not sum(len(part["users"]) for part in parts):
         raise ConfigError("source: nothing was examined; expected a log of examined items")
     return Log(**{f.name: np.concatenate([part[f.name] for part in parts]) for f in fields(Log)})
-
-
-def _page(page: Events, width: int) -> tuple[NDArray[np.int64], NDArray[np.int32], Responses]:
-    """Users, slates and responses of the events of one page number of one round."""
-    users, row = np.unique(page.user, return_inverse=True)
-    shape = (len(users), width)
-
-    def grid(values: NDArray[Any], empty: Any) -> NDArray[Any]:
-        found = np.full(shape, empty, values.dtype)
-        found[row, page.rank] = values
-        return found
-
-    responses = Responses(
-        examined=grid(page.examined, False),
-        clicked=grid(page.clicked, False),
-        ratings=grid(page.rating, np.nan),
-        utility=grid(page.true_utility, np.nan),
-        exited=np.zeros(len(users), np.bool_),
-    )
-    return users.astype(np.int64), grid(page.item, -1), responses
 
 
 def _followed(events: Events, last: int, round_: int, number: int, users: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.errors import RunDirectoryError
+from simenv.slates import Responses
 
 if TYPE_CHECKING:
     import polars as pl
@@ -48,6 +49,31 @@ class Events:
     def take(self, rows: NDArray[Any] | slice) -> Events:
         """These rows (indices, a mask or a slice)."""
         return Events(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def responses(self, k: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int32], Responses]:
+        """Events of one page number of one round as users (B,), slates (B, k), -1 = empty, and what they did.
+
+        Nobody leaves: the log does not say who did.
+
+        Args:
+            k: slots of a slate; None = as many as were filled.
+        """
+        users, row = np.unique(self.user.astype(np.int64), return_inverse=True)
+        shape = (len(users), int(self.rank.max(initial=-1)) + 1 if k is None else k)
+
+        def grid(values: NDArray[Any], empty: Any) -> NDArray[Any]:
+            found = np.full(shape, empty, values.dtype)
+            found[row, self.rank] = values
+            return found
+
+        did = Responses(
+            examined=grid(self.examined, False),
+            clicked=grid(self.clicked, False),
+            ratings=grid(self.rating, np.nan),
+            utility=grid(self.true_utility, np.nan),
+            exited=np.zeros(len(users), np.bool_),
+        )
+        return users, grid(self.item, -1), did
 
     @classmethod
     def concat(cls, parts: list[Events]) -> Events:

@@ -217,22 +217,7 @@ class _Reenactment(LLMUser):
 
     def happen(self, page: Events, key: Key) -> None:
         """Let the pages of one moment, a page for each user, happen to the users."""
-        users, row = np.unique(page.user, return_inverse=True)
-        shape = (len(users), int(page.rank.max()) + 1)
-        slates, ratings = np.full(shape, -1, np.int32), np.full(shape, np.nan, np.float32)
-        examined, clicked = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
-        utility = np.full(shape, np.nan, np.float32)
-        for grid, values in (
-            (slates, page.item),
-            (ratings, page.rating),
-            (examined, page.examined),
-            (clicked, page.clicked),
-            (utility, page.true_utility),
-        ):
-            grid[row, page.rank] = values
-        self._happened = Responses(
-            examined=examined, clicked=clicked, ratings=ratings, utility=utility, exited=np.zeros(len(users), np.bool_)
-        )
+        users, slates, self._happened = page.responses()
         self.respond(users, slates, key)
 
     def _respond(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Responses:

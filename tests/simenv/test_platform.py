@@ -67,6 +67,24 @@ def test_events_are_one_row_per_impression(world: Dataset) -> None:
     assert len(clicked) == len(set(clicked))
 
 
+def test_events_of_a_page_are_slates_and_responses_again(world: Dataset) -> None:
+    _, log = play(world, Popularity(), rounds=2, max_pages=3)
+    page = log[1].take(log[1].page == 1)
+    assert 0 < len(np.unique(page.user)) < world.n_users
+    page = page.take(np.random.default_rng(0).permutation(len(page)))
+    users, slates, did = page.responses(7)
+    assert slates.shape == did.examined.shape == (len(np.unique(page.user)), 7)
+    assert (slates[:, 5:] == -1).all()
+    assert not did.exited.any()
+    row = {user: place for place, user in enumerate(users.tolist())}
+    for number in range(len(page)):
+        place = row[int(page.user[number])], int(page.rank[number])
+        told = (page.item, page.examined, page.clicked, page.rating, page.true_utility)
+        for values, grid in zip(told, (slates, did.examined, did.clicked, did.ratings, did.utility), strict=True):
+            np.testing.assert_equal(grid[place], values[number])
+    np.testing.assert_array_equal(page.responses()[1], slates[:, :5])
+
+
 def test_the_log_the_recommender_learns_from(world: Dataset) -> None:
     for mode, expected in (("loop", True), ("frozen", False)):
         recommender = Popularity()
