@@ -195,7 +195,7 @@ def test_a_planted_attribute_is_hidden_and_recommendations_stay_good():
         return auc, float(rank_metrics(ranks(recommender, split))["hr@10"].mean())
 
     open_auc, open_hits = measure()
-    recommender.hide(data, {"attribute": "group", "steps": 200}, key=KEY)
+    recommender.hide(data, {"attribute": "group"}, key=KEY)  # fewer steps than the default leave an AUC of .85
     fair_auc, fair_hits = measure()
     popular_hits = float(rank_metrics(ranks(popularity, split))["hr@10"].mean())
     assert open_auc > 0.9
