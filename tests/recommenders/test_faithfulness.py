@@ -100,5 +100,6 @@ def test_a_small_trained_model_is_more_faithful_than_shuffled_words():
     known = reviewer_of(world).aspects(split.users, split.targets.astype(np.int64))
     said = read(recommender.explain(split.users, split.targets))
     own = faithfulness(said, known)
-    shuffled = baselines(said, split.targets, recommender.reviews, np.random.default_rng(0))["shuffled"]
-    assert own["f1"] > faithfulness(shuffled, known)["f1"] + 0.05
+    others = baselines(said, split.targets, recommender.reviews, np.random.default_rng(0))
+    assert own["f1"] > faithfulness(others["shuffled"], known)["f1"] + 0.15
+    assert own["f1"] > faithfulness(others["most frequent"], known)["f1"] + 0.05
