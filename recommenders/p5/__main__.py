@@ -18,7 +18,14 @@ import numpy as np
 from simenv.errors import ConfigError, RunDirectoryError, SimenvError
 
 DESCRIPTION = "Train, evaluate, ask and diagnose P5 and p5-fast."
-WITH_WORDS = {"user_input": "own", "other_share": 2.0}  # where users write reviews: words take many rows to learn
+WITH_WORDS = {  # where users write reviews: words take many rows to learn
+    "user_input": "own",
+    "other_share": 4.0,
+    "layers": 1,
+    "dropout": 0.0,
+    "batch_size": 32,
+    "epochs": 3,
+}
 BASELINES = {
     "popularity": "recommenders.popularity.Popularity",
     "itemknn": "recommenders.neighbours.ItemKNN",

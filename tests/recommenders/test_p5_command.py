@@ -64,7 +64,7 @@ def test_a_world_with_reviews_trains_all_families_and_is_read_for_its_truth(
     assert "left out" not in capsys.readouterr().out
     settings = json.loads((tmp_path / "card.json").read_text())["settings"]
     assert settings["families"] == list(FAMILIES)
-    assert (settings["user_input"], settings["other_share"]) == ("own", 2.0)
+    assert (settings["user_input"], settings["other_share"]) == ("own", 4.0)
     assert run("evaluate", tmp_path) == 0
     printed = capsys.readouterr().out
     users = leave_one_out(world.interactions).users
