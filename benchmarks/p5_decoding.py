@@ -1,6 +1,6 @@
 """Users per second of constrained decoding: this project's trie against transformers' generate, the same weights.
 
-    python benchmarks/p5_decoding.py [--items 1682] [--users 256] [--beams 20] [--batch 64 128] [--rounds 3]
+    python benchmarks/p5_decoding.py [--items 1682] [--users 512] [--beams 20] [--batch 64 128 256] [--rounds 3]
 
 An untrained p5 on random histories: what is compared is decoding, and the lists must be the same. `generate` walks the
 same trie through `prefix_allowed_tokens_fn`, one Python call per beam and step, from states of T5's own encoder, and
@@ -170,10 +170,12 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1682)
-    parser.add_argument("--users", type=int, default=256)
+    parser.add_argument("--users", type=int, default=512)
     parser.add_argument("--beams", type=int, default=200, help="200: as wide as lists without seen items need")
     parser.add_argument("-k", type=int, default=10)
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 128], help="each way is given the best of these")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[64, 128, 256], help="each way is given the best of these"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3, help="the median of them counts")
     parser.add_argument("--index", default="collaborative")

@@ -253,15 +253,16 @@ class GenerativeRecommender(Recommender):
         if self.is_exact:
             return super()._recommend(users, k, exclude, available, key)
         items = np.empty((len(users), k), np.int32)
-        for start in range(0, len(users), self.score_batch):
-            rows = slice(start, min(start + self.score_batch, len(users)))
+        size = self.score_batch if len(users) <= self.score_batch else 4 * self.score_batch  # two shapes, not any
+        for start in range(0, len(users), size):
+            rows = slice(start, min(start + size, len(users)))
             allowed = np.ones((len(users[rows]), self.n_items), np.bool_)
             if exclude is not None:
                 allowed &= ~unpack(exclude[rows], self.n_items)
             if available is not None:
                 allowed &= available
-            asked = np.resize(users[rows], self.score_batch)
-            items[rows] = self.beam(asked, k, np.resize(allowed, (self.score_batch, self.n_items)))[: len(users[rows])]
+            asked = np.resize(users[rows], size)
+            items[rows] = self.beam(asked, k, np.resize(allowed, (size, self.n_items)))[: len(users[rows])]
         return Slates(item_ids=items)
 
     @torch.no_grad()

@@ -90,13 +90,15 @@ def test_random_weights_never_invent_an_item(seed, decoding):
         assert real.max() < 60
 
 
-def test_a_wide_beam_and_exact_mode_agree():
+@pytest.mark.parametrize("n", [40, 300])  # of whom the beam takes 64 at a time, or 256
+def test_a_wide_beam_and_exact_mode_agree(n):
     recommender = tiny(decoding="exact")
     recommender.fit(small_log(), key=KEY)
-    exclude = pack(np.random.default_rng(0).random((40, 60)) < 0.3)
-    exact = recommender.recommend(np.arange(40), 10, exclude=exclude).item_ids
+    users = np.arange(n) % 40
+    exclude = pack(np.random.default_rng(0).random((n, 60)) < 0.3)
+    exact = recommender.recommend(users, 10, exclude=exclude).item_ids
     recommender.decoding, recommender.beam_width = "beam", 500
-    np.testing.assert_array_equal(recommender.recommend(np.arange(40), 10, exclude=exclude).item_ids, exact)
+    np.testing.assert_array_equal(recommender.recommend(users, 10, exclude=exclude).item_ids, exact)
 
 
 def test_scores_are_log_probabilities_over_the_catalogue():
