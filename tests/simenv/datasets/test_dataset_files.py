@@ -74,6 +74,7 @@ def test_download_is_checked_unpacked_and_kept(publisher, tmp_path, capsys):
         (GOOD, "none today", "holds no md5 checksum"),
         (b"no zip", None, "not a zip file"),
     ],
+    ids=["changed", "cut off", "no checksum", "no zip"],  # an archive's hash changes with the clock
 )
 def test_a_download_that_is_not_what_was_published_leaves_nothing_behind(publisher, tmp_path, content, md5, message):
     url, folder = publisher
