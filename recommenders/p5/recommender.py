@@ -253,9 +253,12 @@ class GenerativeRecommender(Recommender):
         if self.is_exact:
             return super()._recommend(users, k, exclude, available, key)
         items = np.empty((len(users), k), np.int32)
-        size = self.score_batch if len(users) <= self.score_batch else 4 * self.score_batch  # two shapes, not any
-        for start in range(0, len(users), size):
+        start = 0
+        while start < len(users):
+            large = len(users) - start >= 4 * self.score_batch
+            size = 4 * self.score_batch if large else self.score_batch  # two shapes, not any
             rows = slice(start, min(start + size, len(users)))
+            start += size
             allowed = np.ones((len(users[rows]), self.n_items), np.bool_)
             if exclude is not None:
                 allowed &= ~unpack(exclude[rows], self.n_items)
