@@ -16,7 +16,7 @@ from agents.choice_rule import PAGE, ROUND, SEED, USER, answer_pages, scratch, u
 from agents.population import Dynamics
 from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.reference import midrank_percentile
+from simenv.metrics.reference import midrank_percentile
 from simenv.slates import Responses
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from agents.session_rows import EPISODE, NEWEST, USER, begin_rows, first_unknown, observe_rows
 from simenv.datasets.base import FloatArray, Interactions, LongArray
 from simenv.errors import ConfigError
-from simenv.profile import observable_profile
-from simenv.reference import midrank_percentile
+from simenv.metrics.profile import observable_profile
+from simenv.metrics.reference import midrank_percentile
 
 if TYPE_CHECKING:
     from agents.base import UserModel

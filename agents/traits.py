@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray
-from simenv.reference import genre_counts, midrank_percentile
+from simenv.metrics.reference import genre_counts, midrank_percentile
 
 TierArray = NDArray[np.int8]
 DoubleArray = NDArray[np.float64]

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from simenv.datasets import Dataset, synthetic
 from simenv.datasets.marginals import ML_100K, QUANTILE_LEVELS, Marginals, measure
-from simenv.measures import spearman
+from simenv.metrics.formulas import spearman
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "synthetic_fit.png"
 FITTED, TARGET = "#0072b2", "#222222"

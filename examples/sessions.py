@@ -12,7 +12,7 @@ import numpy as np
 import simenv  # noqa: F401 - makes simenv/... known to Gymnasium
 from simenv.envs.vector import SlateVectorEnv
 from simenv.envs.wrappers import flat_features
-from simenv.measures import gini
+from simenv.metrics.formulas import gini
 
 WORLD: dict[str, Any] = {"n_users": 200, "n_items": 100, "slate_size": 5, "max_pages": 10}
 

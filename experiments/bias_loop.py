@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.claims import Claim, flips, judge, seed_differences, sign_changes
+from simenv.conclusions.claims import Claim, flips, judge, seed_differences, sign_changes
 from experiments.design import Design, expand_arms, spec_from_conf, with_run_files, without_carrying
 from experiments.runs import RunDirectory, write_metrics, write_run_card, write_world_tables
-from experiments.standard_claims import standard_claims
-from experiments.statistics import variance_split
+from simenv.conclusions.standard import standard_claims
+from simenv.conclusions.statistics import variance_split
 from experiments.workers import run_jobs
 from simenv.errors import ConfigError
-from simenv.metrics import METRICS
+from simenv.metrics.table import METRICS
 from simenv.platform import TWIN_PAGES, Schedule
 from simenv.randomness import Key
 
@@ -231,13 +231,13 @@ def _write_variance(folder: Path, design: Design, config: Mapping[str, Any]) -> 
 
 
 def score(metrics: pl.DataFrame, *, regime: str, primary: str | None = None, alpha: float = 0.05) -> Claims:
-    """The standard claims of a tidy metrics table, judged (`experiments.claims.judge`)."""
+    """The standard claims of a tidy metrics table, judged (`simenv.conclusions.claims.judge`)."""
     return judge(metrics, standard_claims(metrics, primary=primary), regime=regime, alpha=alpha)
 
 
 def plot(folder: Path) -> Path:
     """Figures and report.html of a run directory, from its files alone."""
-    from simenv.report import build
+    from simenv.report.build import build
 
     return build(folder)
 

@@ -336,7 +336,7 @@ def plot(folder: Path) -> Path:
     import polars as pl
 
     from simenv.figures.style import LABEL, arm_styles, key_line, legend_below, new_figure, round_axis, sort_arms
-    from simenv.report import build
+    from simenv.report.build import build
 
     table = pl.read_csv(folder / "tables" / "homogeneity.csv")
     arms = sort_arms(table["arm"].unique().to_list())

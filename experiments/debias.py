@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.bias_loop import design_from
-from experiments.claims import Claim, judge
+from simenv.conclusions.claims import Claim, judge
 from experiments.design import REFERENCE_ARMS, Design
-from experiments.groups import group_gaps
+from simenv.conclusions.groups import group_gaps
 from experiments.replications import (
     Target,
     Values,
@@ -30,7 +30,7 @@ from experiments.replications import (
     series,
     write_table,
 )
-from experiments.standard_claims import MARGINS
+from simenv.conclusions.standard import MARGINS
 from simenv.errors import ConfigError
 
 LAST_ROUNDS = 5
@@ -150,7 +150,7 @@ def _late(metrics: Any, arm: str, metric: str) -> Values:
 
 def plot(folder: Path) -> Path:
     """The trade-off curve, one line per remedy from the plain base on; and the page."""
-    from simenv.report import build
+    from simenv.report.build import build
 
     _draw(folder)
     return build(folder)

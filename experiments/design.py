@@ -20,7 +20,7 @@ from agents.traits import Traits
 from simenv.datasets.base import Dataset, Tastes
 from simenv.errors import ConfigError, MissingExtraError, SimenvError
 from simenv.platform import Mode, Platform, Schedule
-from simenv.reference import Reference
+from simenv.metrics.reference import Reference
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 REFERENCE_ARMS = {"none": "none", "random": "loop", "oracle": "loop"}

@@ -187,7 +187,7 @@ def plot(folder: Path) -> Path:
     import polars as pl
 
     from simenv.figures.style import FAINT, INK, LABEL, arm_styles, new_figure
-    from simenv.report import build
+    from simenv.report.build import build
 
     bins = pl.read_csv(folder / "tables" / "click_rate.csv")
     figure, grid = new_figure(1, 1, (5.6, 5.2))

@@ -21,7 +21,7 @@ from experiments.design import World
 from simenv.errors import ConfigError
 from simenv.events import Events
 from simenv.randomness import Key
-from simenv.reference import genre_weights, midrank_percentile
+from simenv.metrics.reference import genre_weights, midrank_percentile
 from simenv.slates import Responses
 
 Matrix = NDArray[np.float64]

@@ -30,8 +30,8 @@ from experiments.replications import (
     write_table,
 )
 from simenv.errors import ConfigError
-from simenv.measures import ild
-from simenv.reference import pack_genres
+from simenv.metrics.formulas import ild
+from simenv.metrics.reference import pack_genres
 
 WINDOW = 5
 
@@ -112,7 +112,7 @@ def plot(folder: Path) -> Path:
         round_axis,
         sort_arms,
     )
-    from simenv.report import build
+    from simenv.report.build import build
 
     metrics, table = read_metrics(folder), pl.read_csv(folder / "tables" / "breadth.csv")
     arms = sort_arms(table["arm"].unique().to_list())

@@ -18,7 +18,7 @@ from agents.classics import DriftingInterest
 from experiments.bias_loop import design_from
 from experiments.design import Design
 from experiments.replications import Target, above, read_metrics, replicate, reported, save_figure, series, within
-from experiments.statistics import Interval
+from simenv.conclusions.statistics import Interval
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, Tastes
 from simenv.errors import ConfigError
 from simenv.platform import Platform
@@ -183,7 +183,7 @@ def plot(folder: Path) -> Path:
         new_figure,
         sort_arms,
     )
-    from simenv.report import build
+    from simenv.report.build import build
 
     metrics = read_metrics(folder)
     arms = sort_arms(_arms(folder))

@@ -23,7 +23,7 @@ from experiments.design import Design, Job, World
 from recommenders.base import Recommender
 from simenv.errors import GateError, RunDirectoryError, SimenvError
 from simenv.events import ROWS_PER_FILE, Events, EventWriter, read_events
-from simenv.metrics import METRICS, MetricRow, metric_rows
+from simenv.metrics.table import METRICS, MetricRow, metric_rows
 from simenv.platform import Platform
 from simenv.slates import unpack
 
@@ -212,7 +212,7 @@ def check_gates(design: Design, world: World, folder: Path) -> list[str]:
     Raises:
         GateError: naming the gate, the arm and by how much it failed.
     """
-    from simenv.measures import gini
+    from simenv.metrics.formulas import gini
 
     if most_impressions(design, world) * len(design.arms) > GATE_ROWS:
         return []

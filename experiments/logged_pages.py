@@ -26,7 +26,7 @@ from simenv.events import Events, read_events, scan_events
 if TYPE_CHECKING:
     import polars as pl
 
-    from simenv.run_data import RunData
+    from simenv.report.run_data import RunData
 
 MODEL = "user language model"
 BASELINES = {"rank": "rank", "popularity": "popularity0_pct", "true utility": "true_utility"}
@@ -48,7 +48,7 @@ def read_logs(run: Path, dataset: Dataset, option: str = "user_lm.log") -> list[
         ConfigError: no seed has this world, or the run keeps too little of itself.
         RunDirectoryError: there is no run, or it is damaged.
     """
-    from simenv.run_data import read_run
+    from simenv.report.run_data import read_run
 
     data = read_run(run)
     if data.items is None or data.users is None or not data.event_files:

@@ -32,7 +32,7 @@ from experiments.replications import (
     write_table,
 )
 from simenv.errors import ConfigError
-from simenv.measures import gini
+from simenv.metrics.formulas import gini
 from simenv.platform import Mode, Platform
 
 LAST_ROUNDS = 5
@@ -125,7 +125,7 @@ def plot(folder: Path) -> Path:
     import polars as pl
 
     from simenv.figures.style import INK, LABEL, draw_line, label_ends, new_figure, round_axis
-    from simenv.report import build
+    from simenv.report.build import build
 
     design = design_of(folder)
     arm, levels = design.arms[0][0], adoptions(design)

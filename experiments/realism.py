@@ -423,7 +423,7 @@ def plot(folder: Path) -> Path:
     import polars as pl
 
     from experiments.realism_figure import draw
-    from simenv.report import build
+    from simenv.report.build import build
 
     table = pl.read_csv(folder / "tables" / "realism.csv")
     card = json.loads((folder / "run_card.json").read_text())

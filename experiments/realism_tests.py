@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from agents.traits import Traits, normalised_entropy
 from experiments.realism_models import GivenRatings, base_rate_weights
 from experiments.realism_pages import Pages
-from experiments.statistics import tost_p
+from simenv.conclusions.statistics import tost_p
 from simenv.datasets.base import Dataset, RatingScale
-from simenv.reference import genre_weights, midrank_percentile
+from simenv.metrics.reference import genre_weights, midrank_percentile
 
 Matrix = NDArray[np.float64]
 Statistic = Callable[[Matrix], Matrix]  # weights of users, (R, B), to values, (R,)

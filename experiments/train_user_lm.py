@@ -344,7 +344,7 @@ def plot(folder: Path) -> Path:
     """The figure of the loss and the page, from the directory's files alone."""
     import polars as pl
 
-    from simenv.report import build
+    from simenv.report.build import build
 
     table = pl.read_csv(folder / "tables" / "training.csv")
     save_figure(

@@ -15,7 +15,7 @@ from recommenders.base import Recommender, check_options
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import RecommenderError
 from simenv.randomness import Key
-from simenv.reference import genre_weights
+from simenv.metrics.reference import genre_weights
 from simenv.slates import Slates
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recommenders.base import Recommender, check_options
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray
 from simenv.errors import ConfigError, MissingExtraError, RecommenderError
-from simenv.profile import genre_counts, genre_shares, observable_profile
+from simenv.metrics.profile import genre_counts, genre_shares, observable_profile
 from simenv.randomness import Key
 from simenv.slates import SeesDataset, SeesTruth, pack
 

@@ -18,7 +18,7 @@ from recommenders.popularity import random_slates
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import ConfigError, RecommenderError
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.reference import genre_weights
+from simenv.metrics.reference import genre_weights
 from simenv.slates import SeesDataset, SeesTruth, Slates
 
 

@@ -20,7 +20,7 @@ from simenv.datasets.base import Dataset, Interactions
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import Events
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.reference import midrank_percentile
+from simenv.metrics.reference import midrank_percentile
 from simenv.slates import Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel, pack
 
 FEEDBACK = ("loop", "frozen", "organic", "exogenous", "none")

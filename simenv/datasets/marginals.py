@@ -68,8 +68,8 @@ def quantile_function(levels: NDArray[np.float64], quantiles: tuple[float, ...])
 
 def measure(dataset: Dataset) -> Marginals:
     """The marginals of a data set's warm start. Rating marginals are NaN where nothing was rated."""
-    from simenv.measures import gini, spearman  # here: they import this package
-    from simenv.reference import popularity_sets
+    from simenv.metrics.formulas import gini, spearman  # here: they import this package
+    from simenv.metrics.reference import popularity_sets
 
     log = dataset.interactions
     counts, activity = log.item_counts(), log.user_counts()

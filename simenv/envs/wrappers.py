@@ -20,7 +20,7 @@ from simenv.envs.errors import InvalidActionError, OptionError
 from simenv.envs.slate import SlateEnv
 from simenv.envs.world import Observation, check_size
 from simenv.events import Events
-from simenv.reference import genre_weights, midrank_percentile
+from simenv.metrics.reference import genre_weights, midrank_percentile
 
 Retriever = Callable[[SlateEnv], NDArray[Any]]
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from simenv.bias import lorenz
+from simenv.metrics.comparisons import lorenz
 from simenv.errors import DataError
 from simenv.figures.style import (
     FAINT,
@@ -43,7 +43,7 @@ from simenv.figures.style import (
     sort_modes,
     t_interval,
 )
-from simenv.measures import gini, spearman
+from simenv.metrics.formulas import gini, spearman
 
 Frame = pl.DataFrame | pl.LazyFrame
 JOB = ("seed", "arm", "mode")

@@ -5,7 +5,7 @@ import pytest
 
 from agents.traits import Traits, genre_lift, normalised_entropy, tiers
 from simenv.datasets.base import Catalog, Dataset, Interactions, RatingScale
-from simenv.reference import midrank_percentile
+from simenv.metrics.reference import midrank_percentile
 
 NAN = float("nan")
 

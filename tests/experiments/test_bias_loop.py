@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import bias_loop, compare
-from experiments.claims import Claim, judge
+from simenv.conclusions.claims import Claim, judge
 from experiments.design import CONF
 from recommenders.base import Recommender
 from simenv.errors import ConfigError

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from experiments.claims import Claim, flips, judge, sign_changes
-from experiments.standard_claims import pairs_of_groups, standard_claims
+from simenv.conclusions.claims import Claim, flips, judge, sign_changes
+from simenv.conclusions.standard import pairs_of_groups, standard_claims
 from simenv.errors import ConfigError, DataError
 
 METRICS = ("arp_pct", "gini", "tail_share", "coverage", "jaccard", "true_utility", "ctr", "genre_kl")

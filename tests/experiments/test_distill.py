@@ -22,7 +22,7 @@ from simenv.datasets import synthetic
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import Events
 from simenv.platform import Platform, Schedule
-from simenv.reference import Reference
+from simenv.metrics.reference import Reference
 
 DATASET = synthetic(n_users=900, n_items=150, seed=2)
 WORLD = World(

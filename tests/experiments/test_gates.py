@@ -219,7 +219,7 @@ def test_gini_endpoints() -> None:
 
 
 def test_the_runs_own_gini_passes() -> None:
-    measures = pytest.importorskip("simenv.measures")
+    measures = pytest.importorskip("simenv.metrics.formulas")
     gini_endpoints(measures.gini)
 
 

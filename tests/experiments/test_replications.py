@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import chaney2018, debias, filter_bubble, jiang2019, mansoury2020, performance_paradox
-from experiments.groups import group_gaps
+from simenv.conclusions.groups import group_gaps
 from experiments.replications import above, below, reported, within, write_targets
-from experiments.statistics import Interval
+from simenv.conclusions.statistics import Interval
 from simenv.errors import ConfigError, DataError, RunDirectoryError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -257,7 +257,7 @@ def test_a_metric_nobody_has_makes_no_gap_and_is_an_error_as_a_series():
 
 def test_the_experiments_own_figure_is_on_the_page_and_survives_a_rebuild(tmp_path):
     from simenv.errors import RunDirectoryError
-    from simenv.report import build
+    from simenv.report.build import build
 
     path, _ = play(
         "filter_bubble", tmp_path / "run", "n_seeds=1", "n_users=30", "n_items=60", "arms=[popularity]", "rounds=10"

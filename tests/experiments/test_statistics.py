@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.statistics import (
+from simenv.conclusions.statistics import (
     max_t_p,
     minimum_detectable_effect,
     paired_bootstrap,

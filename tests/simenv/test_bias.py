@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import jensenshannon
 
-from simenv.bias import (
+from simenv.metrics.comparisons import (
     bin_shares,
     delta_gap,
     exposure,
@@ -30,7 +30,7 @@ from simenv.bias import (
     unpredictability,
     user_means,
 )
-from simenv.measures import gini
+from simenv.metrics.formulas import gini
 
 seeds = st.integers(0, 2**32 - 1)
 POPULARITY = np.array([0.5, 0.3, 0.2])

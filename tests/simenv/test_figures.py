@@ -18,7 +18,7 @@ from simenv.errors import DataError
 from simenv.figures.comparisons import kendall_w
 from simenv.figures.over_rounds import amplification, metric_series
 from simenv.figures.style import KNOWN_ARMS, arm_styles, png_bytes, same_styles, sort_arms, spread, t_interval
-from simenv.measures import gini
+from simenv.metrics.formulas import gini
 from tests.simenv.fake_run import HOSTILE, write_run
 
 ARMS = ("random", "popularity", "als", "oracle")

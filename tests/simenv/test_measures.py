@@ -11,7 +11,7 @@ from scipy.spatial.distance import jaccard as scipy_jaccard
 from scipy.stats import entropy as scipy_entropy
 from scipy.stats import spearmanr
 
-from simenv.measures import (
+from simenv.metrics.formulas import (
     calibration_kl,
     coverage,
     ctr,
@@ -25,7 +25,7 @@ from simenv.measures import (
     regret,
     spearman,
 )
-from simenv.reference import genre_weights, item_sets, pack_genres
+from simenv.metrics.reference import genre_weights, item_sets, pack_genres
 
 counts = arrays(np.int64, st.integers(1, 40), elements=st.integers(0, 50))
 some_counts = counts.filter(lambda c: c.sum() > 0)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.errors import DataError
 from simenv.events import Events
-from simenv.measures import mean
-from simenv.metrics import METRICS, EventMetric, metric_rows
-from simenv.reference import Reference
+from simenv.metrics.formulas import mean
+from simenv.metrics.table import METRICS, EventMetric, metric_rows
+from simenv.metrics.reference import Reference
 
 NAN = math.nan
 CONTRACT = [

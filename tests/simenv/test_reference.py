@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.errors import RunDirectoryError
-from simenv.reference import (
+from simenv.metrics.reference import (
     N_PAIRS,
     Reference,
     genre_counts,

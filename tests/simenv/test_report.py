@@ -14,9 +14,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from simenv import report
+from simenv.report.build import build as report
 from simenv.errors import RunDirectoryError
-from simenv.run_data import read_run
+from simenv.report.run_data import read_run
 from tests.simenv.fake_run import HOSTILE, write_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,7 +1,7 @@
 """Automatic claims: what a run supports, in plain words, with estimate, interval, p and verdict.
 
 Input is the tidy metrics table of a run (seed, arm, mode, round, group, metric, value) and claims stated beforehand,
-such as those of `experiments.standard_claims`; the rules are in docs/statistics.md. The module does not know how a
+such as those of `simenv.conclusions.standard`; the rules are in docs/statistics.md. The module does not know how a
 metric is computed, nor how a run was made.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments import statistics
+from simenv.conclusions import statistics
 from simenv.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from typing import Any
 
 import jinja2
 
-from simenv import report_views as views
+from simenv.report.build import views
 from simenv.errors import RunDirectoryError, SimenvError
 from simenv.figures import plot_runs
 from simenv.figures.style import png_bytes, same_styles, sort_arms
-from simenv.report_figures import SPECS, Drawn, draw_figures
-from simenv.run_data import VERDICTS, RunData, read_run
+from simenv.report.figures import SPECS, Drawn, draw_figures
+from simenv.report.run_data import VERDICTS, RunData, read_run
 
 COMPARED_METRICS = {
     "arp_pct": "Popularity percentile of what is shown",

@@ -13,7 +13,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from simenv.reference import item_sets, midranks
+from simenv.metrics.reference import item_sets, midranks
 
 CALIBRATION_ALPHA = 0.01
 

@@ -1,8 +1,8 @@
 """The metrics of `metrics.csv`: the `Metric` protocol, the table of them, and the rows of a run.
 
-`METRICS` binds the functions of `simenv.measures` to the columns of `Events` and to the round-0 `Reference`. The
+`METRICS` binds the functions of `simenv.metrics.formulas` to the columns of `Events` and to the round-0 `Reference`. The
 module does not know how events came about, nor what is compared with what: differences between arms, groups and
-rounds are in `simenv.bias`.
+rounds are in `simenv.metrics.comparisons`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from simenv.errors import DataError
 from simenv.events import Events
-from simenv.measures import (
+from simenv.metrics.formulas import (
     coverage,
     ctr,
     entropy,
@@ -30,7 +30,7 @@ from simenv.measures import (
     sorted_by,
     spearman,
 )
-from simenv.reference import Group, Reference
+from simenv.metrics.reference import Group, Reference
 
 JACCARD_ROUNDS = 5
 ACCURACY_K = 10

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from experiments.claims import Claim
+from simenv.conclusions.claims import Claim
 from simenv.errors import ConfigError
 
 if TYPE_CHECKING:

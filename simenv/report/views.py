@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from simenv.figures.style import sort_arms
-from simenv.run_data import RunData
+from simenv.report.run_data import RunData
 
 LONG_TABLE = 200  # rows of a table shown on the page; the file has them all
 

@@ -1,6 +1,6 @@
 """Which figures a report has, in which order, and how to read them.
 
-The module does not know how a figure is drawn (`simenv.figures`) or how a page is laid out (`simenv.report`).
+The module does not know how a figure is drawn (`simenv.figures`) or how a page is laid out (`simenv.report.build`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from simenv import figures
 from simenv.errors import DataError
 from simenv.figures.style import CONTROLS, png_bytes, same_styles
-from simenv.run_data import RunData
+from simenv.report.run_data import RunData
 
 HISTORY_COLUMNS = ("n_warm_start", "activity", "n_interactions")  # numeric columns of users.parquet, first found wins
 PROFILE_COLUMNS = ("popularity", "popularity_propensity")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from simenv.datasets.base import BoolArray, FloatArray, Interactions, RatingScale
-from simenv.reference import genre_weights, midrank_percentile
+from simenv.metrics.reference import genre_weights, midrank_percentile
 
 N_FIGURES = 3
 
