@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from agents.answer_calibration import Calibration, OwnRatings
 from agents.base import UserModel, require
 from agents.choice import ChoiceModel, first_copies
-from agents.language_models import LanguageModel
+from simenv.language_models import LanguageModel
 from agents.memory import Retrieval
 from agents.page_prompt import OthersRatings, PagePrompt
 from agents.page_scorer import Estimate, PageScorer
@@ -44,7 +44,7 @@ class LLMUser(UserModel):
     regret means the same for every user model.
 
     Args:
-        language_model: what is asked; see `agents.language_models.connect`.
+        language_model: what is asked; see `simenv.language_models.connect`.
         embedded: the model that stands in, and whose examination, exit rule and dynamics these users have.
         calibration: file of a fitted `Calibration`; None = the documented prior.
         prompts: folder with edited templates; None = the packaged ones.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.language_models import Message
+from simenv.language_models import Message
 from agents.memory import Events, Retrieval, importance
 from agents.population import Population
 from agents.prompting import Prompts, plain

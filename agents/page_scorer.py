@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.language_models import LanguageModel, LanguageModelError, Message, Request, UnansweredError, run
+from simenv.language_models import LanguageModel, LanguageModelError, Message, Request, UnansweredError, run
 from agents.page_prompt import PagePrompt
 from agents.parsing import PageScores, ParseError, opaque_ids, page_schema, parse_page, without_wrapping
 from simenv.randomness import Key, Purpose, uniforms

@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from agents.language_models import openai, replay, run
+from simenv.language_models import openai, replay, run
 from agents.llm import LLMUser
 from simenv.datasets import synthetic
 from simenv.randomness import Key, Purpose, uniforms

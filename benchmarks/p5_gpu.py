@@ -29,7 +29,7 @@ from recommenders.base import Recommender
 from recommenders.evaluation import Split, leave_one_out, rank_metrics, ranks
 from recommenders.neighbours import SeqKNN
 from recommenders.p5.diagnostics import midrank_percentile, popularity_by_history, popularity_by_rank
-from recommenders.p5.histories import Histories
+from simenv.training.histories import Histories
 from recommenders.p5.prompted import P5
 from recommenders.p5.recommender import GenerativeRecommender, P5Fast
 from recommenders.popularity import Popularity

@@ -8,7 +8,7 @@ template and a call of the tokenizer for each prompt; *tree*, the tree of branch
 
     python benchmarks/user_lm.py speed [--pages 1024] [--batch-size 128] [--path FOLDER] [--dtype float32]
     python benchmarks/user_lm.py dtypes --path FOLDER --dataset ml-100k   # what bfloat16 does to the scores
-    python benchmarks/user_lm.py serve [--clients 64]      # requests per second of agents.serve
+    python benchmarks/user_lm.py serve [--clients 64]      # requests per second of simenv.language_models.serve
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from agents.choice import ChoiceModel
-from agents.language_models import Completion, LanguageModel, Request, connect, openai
-from agents.language_models.answer_slots import Slot, lead, slots
-from agents.language_models.logit_readout import AnyNetwork
-from agents.language_models.transformers_local import TransformersLocal
+from simenv.language_models import Completion, LanguageModel, Request, connect, openai
+from simenv.language_models.answer_slots import Slot, lead, slots
+from simenv.language_models.logit_readout import AnyNetwork
+from simenv.language_models.transformers_local import TransformersLocal
 from agents.llm import LLMUser
 from agents.parsing import opaque_ids
 from agents.tastes import fit_tastes
@@ -248,12 +248,12 @@ def rounded_to(dtype: str, path: Path, world: World, options: argparse.Namespace
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Requests per second of `agents.serve` in a process of its own, asked by many at once and by one at a time."""
+    """Requests per second of `simenv.language_models.serve` in a process of its own, asked by many at once and by one at a time."""
     n = options.pages
     world = World(options)
     requests = world.requests(world.user_model(Same("no model", 10)))
     with model_folder(options, requests) as path:
-        command = [sys.executable, "-m", "agents.serve", "--path", str(path), "--readout", "logits", "--port", "0"]
+        command = [sys.executable, "-m", "simenv.language_models.serve", "--path", str(path), "--readout", "logits", "--port", "0"]
         command += ["--batch-size", str(options.batch_size), "--device", options.device, "--dtype", options.dtype]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.language_models import openai
+from simenv.language_models import openai
 from agents.llm import LLMUser
 from recommenders.popularity import Popularity
 from simenv.datasets import synthetic

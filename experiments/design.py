@@ -296,14 +296,14 @@ def without_carrying(spec: Any) -> Any:
     """A spec without the options of a language model that say how answers are got and not what is asked: endpoint,
     cache, limits, budget, prices. A run may go on with others.
     """
-    from agents.language_models import CARRYING
+    from simenv.language_models import CARRYING
 
     if not isinstance(spec, Mapping):
         return spec
     bare = {name: without_carrying(value) for name, value in spec.items()}
     target = str(spec.get("_target_", ""))
     return {
-        name: v for name, v in bare.items() if not (target.startswith("agents.language_models.") and name in CARRYING)
+        name: v for name, v in bare.items() if not (target.startswith("simenv.language_models.") and name in CARRYING)
     }
 
 
@@ -312,7 +312,7 @@ def with_run_files(agent: Any, folder: Path) -> Any:
     if not isinstance(agent, Mapping):
         return agent
     changed = {name: with_run_files(value, folder) for name, value in agent.items()}
-    if str(agent.get("_target_", "")).startswith("agents.language_models."):
+    if str(agent.get("_target_", "")).startswith("simenv.language_models."):
         for option, file in (("cache", "llm-cache.sqlite"), ("budget_file", "llm-budget.sqlite")):
             if option in agent and agent[option] is None:
                 changed[option] = str(folder / file)

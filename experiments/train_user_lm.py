@@ -251,7 +251,7 @@ def train(
     from agents.user_lm.embeddings import co_occurrence_vectors
     from agents.user_lm.network import Objective, embed, interests, load_network, new_network, save
     from agents.user_lm.vocabulary import learn_vocabulary
-    from recommenders.p5.training import Training, TrainingOptions, pick_device, seeded
+    from simenv.training.loop import Training, TrainingOptions, pick_device, seeded
 
     device = pick_device(settings.device)
     system = corpus.prompts.render("system")

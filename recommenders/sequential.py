@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recommenders.base import Recommender
-from recommenders.p5.histories import Histories
-from recommenders.p5.training import Progress, Training, TrainingOptions, pick_device, validation_ndcg
+from simenv.training.histories import Histories
+from simenv.training.loop import Progress, Training, TrainingOptions, pick_device, validation_ndcg
 from simenv.datasets.base import Interactions, LongArray
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, generator
@@ -150,7 +150,7 @@ class SequenceRecommender(Recommender):
         dropout: share of features dropped.
         history: items read, the most recent ones.
         epochs, learning_rate, weight_decay, max_minutes, evaluate_every, patience: see
-            `recommenders.p5.training.TrainingOptions`.
+            `simenv.training.loop.TrainingOptions`.
         batch_size: windows per step.
         early_stop: hold out each user's last interaction while fitting, keep the weights with the best NDCG@10 on it.
         device: `auto`, or as torch names it.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.language_models.answer_slots import lead, skeleton, slots
+from simenv.language_models.answer_slots import lead, skeleton, slots
 from agents.parsing import INTEREST, RATING, SATISFACTION, opaque_ids, page_schema
 from agents.user_lm.corpus import Example
 from simenv.errors import ConfigError, MissingExtraError

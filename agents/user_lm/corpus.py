@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from agents.base import require
 from agents.discrimination import leave_last_out, match_popularity, pair_keys, sample_unseen
-from agents.language_models import Message
+from simenv.language_models import Message
 from agents.memory import Retrieval
 from agents.page_prompt import OthersRatings, PagePrompt
 from agents.parsing import opaque_ids

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from agents.base import require
 from agents.choice import ChoiceModel
-from agents.language_models import Completion, LanguageModel, LanguageModelError, Request
+from simenv.language_models import Completion, LanguageModel, LanguageModelError, Request
 from agents.llm import LLMUser
 from agents.parsing import opaque_ids
 from agents.prompting import Prompts

@@ -122,7 +122,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     from recommenders.evaluation import leave_one_out
-    from recommenders.p5.processes import Processes
+    from simenv.training.processes import Processes
     from recommenders.p5.prompts import FAMILIES
     from simenv.datasets.reviews import reviewer_of
     from simenv.randomness import Key

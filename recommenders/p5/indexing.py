@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recommenders.p5.histories import Histories
+from simenv.training.histories import Histories
 from simenv.datasets.base import Catalog, IntArray, LongArray
 from simenv.errors import ConfigError, DataError, RunDirectoryError
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recommenders.p5.fair_prompt import FairOptions, FairPrefix, train_prefix
-from recommenders.p5.histories import Histories
+from simenv.training.histories import Histories
 from recommenders.p5.llama import LlamaNetwork
 from recommenders.p5.prompt_batches import Batch, PromptBatches
 from recommenders.p5.prompt_network import PromptNetwork
@@ -25,7 +25,7 @@ from recommenders.p5.prompts import Prompt, load_prompts
 from recommenders.p5.recommender import GenerativeRecommender
 from recommenders.p5.t5 import P5Network, T5Options
 from recommenders.p5.text import END, PAD, CheckpointWords, OwnWords, Rows, TextData, Vocabulary, Words, own_words
-from recommenders.p5.training import TrainingOptions, seeded
+from simenv.training.loop import TrainingOptions, seeded
 from recommenders.p5.trie import PathScorer
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.datasets.reviews import Reviewer, Reviews, reviewer_of

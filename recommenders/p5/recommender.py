@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from recommenders.base import Recommender
 from recommenders.p5.fast import FastModel, FastOptions
-from recommenders.p5.histories import Histories
+from simenv.training.histories import Histories
 from recommenders.p5.indexing import IndexSource, ItemIndex, build_index
-from recommenders.p5.processes import Processes
-from recommenders.p5.training import Progress, Training, TrainingOptions, pick_device, validation_ndcg
+from simenv.training.processes import Processes
+from simenv.training.loop import Progress, Training, TrainingOptions, pick_device, validation_ndcg
 from recommenders.p5.trie import EXACT_LIMIT, PathScorer, Trie, beam_items, item_scores
 from simenv.datasets.base import Catalog, Dataset, IntArray, Interactions, LongArray
 from simenv.errors import ConfigError, RunDirectoryError

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from recommenders.p5.clustering import singular_vectors
 from recommenders.p5.indexing import IndexSource, Paths, with_collision_token
-from recommenders.p5.training import seeded
+from simenv.training.loop import seeded
 from simenv.errors import ConfigError
 
 COMMITMENT = 0.25  # weight of the encoder's pull towards the codebook, as in the paper

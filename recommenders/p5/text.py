@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from recommenders.p5.histories import Histories
+from simenv.training.histories import Histories
 from recommenders.p5.prompts import OTHER_REVIEWS, Piece, Prompt, PromptBook
 from simenv.datasets.base import Catalog, LongArray
 from simenv.datasets.reviews import Reviews

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from agents.language_models import (
+from simenv.language_models import (
     Budget,
     Completion,
     LanguageModel,
@@ -23,10 +23,10 @@ from agents.language_models import (
     openai,
     run,
 )
-from agents.language_models.accounting import Spending
-from agents.language_models.base import estimate_tokens
-from agents.language_models.limits import Budgeted, Limited
-from agents.language_models.openai_compatible import OpenAICompatible, retry_after
+from simenv.language_models.accounting import Spending
+from simenv.language_models.base import estimate_tokens
+from simenv.language_models.limits import Budgeted, Limited
+from simenv.language_models.openai_compatible import OpenAICompatible, retry_after
 from agents.parsing import page_schema
 from simenv.errors import BudgetExhausted, ConfigError
 from tests.agents.llm_server import LLMServer, Reply, error
@@ -446,7 +446,7 @@ def test_an_interrupt_cancels_what_is_under_way(monkeypatch):
 def test_the_options_that_only_carry_exist():
     import inspect
 
-    from agents.language_models import CARRYING, transformers
+    from simenv.language_models import CARRYING, transformers
 
     known = {name for function in (connect, openai, transformers) for name in inspect.signature(function).parameters}
     assert set(CARRYING) <= known

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from agents.language_models import (
+from simenv.language_models import (
     CacheMiss,
     Completion,
     LanguageModel,
@@ -22,7 +22,7 @@ from agents.language_models import (
     replay,
     run,
 )
-from agents.language_models.cache import Cached
+from simenv.language_models.cache import Cached
 from simenv.errors import ConfigError
 
 
@@ -152,7 +152,7 @@ def test_processes_share_a_file(tmp_path):
     program = textwrap.dedent(
         """
         import asyncio, sys
-        from agents.language_models import Completion, LanguageModel, Message, Request, connect, run
+        from simenv.language_models import Completion, LanguageModel, Message, Request, connect, run
         class Named(LanguageModel):
             async def complete(self, request):
                 await asyncio.sleep(0.001)

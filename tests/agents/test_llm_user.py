@@ -10,7 +10,7 @@ import pytest
 
 from agents.answer_calibration import Calibration
 from agents.choice import ChoiceModel
-from agents.language_models import LanguageModelError, openai, replay, run
+from simenv.language_models import LanguageModelError, openai, replay, run
 from agents.llm import LLMUser
 from simenv.datasets import synthetic
 from simenv.errors import BudgetExhausted, ConfigError

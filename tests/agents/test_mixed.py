@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agents.choice import ChoiceModel, RankAcceptance
-from agents.language_models import openai
+from simenv.language_models import openai
 from agents.llm import LLMUser
 from agents.mixed import MixedUsers, corrected_ratio, probe, stratified
 from recommenders.popularity import Popularity

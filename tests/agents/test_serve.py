@@ -1,4 +1,4 @@
-"""`python -m agents.serve` in a process of its own with a tiny random model, asked by the openai client and by ours."""
+"""`python -m simenv.language_models.serve` in a process of its own with a tiny random model, asked by the openai client and by ours."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from agents import serve
-from agents.language_models import LanguageModelError, Message, Request, UnansweredError, openai, run
-from agents.language_models.openai_compatible import OpenAICompatible
+from simenv.language_models import serve
+from simenv.language_models import LanguageModelError, Message, Request, UnansweredError, openai, run
+from simenv.language_models.openai_compatible import OpenAICompatible
 from agents.llm import LLMUser
 from agents.parsing import opaque_ids, page_schema, parse_page
 from recommenders.popularity import Popularity
@@ -79,7 +79,7 @@ class Served:
 @contextlib.contextmanager
 def serving(folder: Path, *options: str):
     """A server of a folder's model, killed at the end if it still runs."""
-    command = [sys.executable, "-m", "agents.serve", "--path", str(folder), "--device", "cpu", *options]
+    command = [sys.executable, "-m", "simenv.language_models.serve", "--path", str(folder), "--device", "cpu", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -302,9 +302,9 @@ def test_what_cannot_be_served_is_one_line(folder, capsys, monkeypatch):
 
 def test_the_protocol_without_its_packages_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
-    monkeypatch.delitem(sys.modules, "agents.language_models.chat_endpoint", raising=False)
+    monkeypatch.delitem(sys.modules, "simenv.language_models.chat_endpoint", raising=False)
     with pytest.raises(MissingExtraError, match=r"agents\.serve needs the extra 'serve'"):
-        importlib.import_module("agents.language_models.chat_endpoint")
+        importlib.import_module("simenv.language_models.chat_endpoint")
 
 
 def test_llm_users_live_on_it_from_end_to_end(logits):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.language_models import openai
+from simenv.language_models import openai
 from agents.llm import LLMUser
 from agents.parsing import page_schema
 from agents.prompting import plain, quote

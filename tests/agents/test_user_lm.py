@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.language_models import LanguageModel, Message, Request
+from simenv.language_models import LanguageModel, Message, Request
 from agents.llm import LLMUser
 from agents.memory import Retrieval
 from agents.parsing import opaque_ids, page_schema, parse_page
@@ -514,7 +514,7 @@ def asked(example: Example, system: str) -> Request:
 
 def served(folder, requests, readout: str = "logits") -> list[np.ndarray]:
     """(2 k + 1,) numbers of each answer: interest and rating in turn, satisfaction at the end."""
-    from agents.language_models.transformers_local import TransformersLocal
+    from simenv.language_models.transformers_local import TransformersLocal
 
     model = TransformersLocal(folder, readout=readout, device="cpu")
     found = []
@@ -703,7 +703,7 @@ def test_in_half_a_minute_it_learns_what_kinds_of_people_pick():
     from agents.user_lm.embeddings import co_occurrence_vectors
     from agents.user_lm.network import Objective, embed, new_network
     from agents.user_lm.vocabulary import learn_vocabulary
-    from recommenders.p5.training import Training, TrainingOptions
+    from simenv.training.loop import Training, TrainingOptions
 
     world = _halves()
     corpus = Corpus(world.take_users(np.arange(240)), moments=6, window=0.3, lived=0.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents.choice import ChoiceModel
-from agents.language_models import Completion, LanguageModel, Request
+from simenv.language_models import Completion, LanguageModel, Request
 from agents.llm import LLMUser
 from agents.memory import Retrieval
 from agents.user_lm import Example, HeldOut, LoggedPages, PromptOptions, ShownLog

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from recommenders.p5 import training
-from recommenders.p5.processes import Processes
+from simenv.training import loop as training
+from simenv.training.processes import Processes
 from recommenders.p5.recommender import P5Fast
 from recommenders.testing import KEY, small_log
 
@@ -21,7 +21,7 @@ PROGRAM = f"""
 import sys
 from pathlib import Path
 import torch
-from recommenders.p5.processes import Processes
+from simenv.training.processes import Processes
 from recommenders.p5.recommender import P5Fast
 from recommenders.testing import KEY, small_log
 

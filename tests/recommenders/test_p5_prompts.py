@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recommenders.p5.histories import Histories
+from simenv.training.histories import Histories
 from recommenders.p5.prompts import FAMILIES, load_prompts, parse
 from recommenders.p5.text import END, MAX_SAID, OwnWords, Reviews, Rows, TextData, Vocabulary, own_words
 from recommenders.testing import small_dataset, small_log

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from recommenders.evaluation import leave_one_out, rank_metrics, ranks
-from recommenders.p5.histories import Histories
+from simenv.training.histories import Histories
 from recommenders.p5.recommender import P5Fast
-from recommenders.p5.training import validation_ndcg
+from simenv.training.loop import validation_ndcg
 from recommenders.p5.trie import Trie
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
 from simenv.datasets.base import Interactions
@@ -142,7 +142,7 @@ def test_many_users_are_validated_on_one_sample(monkeypatch):
 
     everyone = validation_ndcg(knows_the_first_half, seen, users, targets)
     assert sorted(asked) == list(users)
-    monkeypatch.setattr("recommenders.p5.training.VALIDATION_USERS", 100)
+    monkeypatch.setattr("simenv.training.loop.VALIDATION_USERS", 100)
     asked.clear()
     sampled = validation_ndcg(knows_the_first_half, seen, users, targets)
     assert len(set(asked)) == len(asked) == 100

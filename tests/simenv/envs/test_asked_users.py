@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 import simenv  # noqa: F401 - registers the environments
 from agents.choice import ChoiceModel
-from agents.language_models import LanguageModelError, openai
+from simenv.language_models import LanguageModelError, openai
 from agents.llm import LLMUser
 from simenv.datasets import Dataset, synthetic
 from simenv.envs.platform_env import PlatformEnv

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recommenders.p5.histories import Histories
-from recommenders.p5.processes import Processes, local_place
+from simenv.training.histories import Histories
+from simenv.training.processes import Processes, local_place
 from simenv.datasets.base import IntArray, LongArray
 from simenv.errors import ConfigError, RunDirectoryError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.language_models.bridge import when_dropped
+from simenv.language_models.background_loop import when_dropped
 from simenv.errors import BudgetExhausted, ConfigError
 
 COUNTERS = (

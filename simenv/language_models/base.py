@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agents.language_models.accounting import Ledger
+from simenv.language_models.accounting import Ledger
 from simenv.errors import ConfigError, SimenvError
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jinja2
 
-from agents.language_models.base import Completion, Message, Request, UnansweredError
+from simenv.language_models.base import Completion, Message, Request, UnansweredError
 from simenv.errors import ConfigError, MissingExtraError
 
 try:
@@ -24,10 +24,10 @@ try:
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 except ImportError as error:
-    raise MissingExtraError("agents.serve", "serve") from error
+    raise MissingExtraError("simenv.language_models.serve", "serve") from error
 
 if TYPE_CHECKING:
-    from agents.language_models.transformers_local import TransformersLocal
+    from simenv.language_models.transformers_local import TransformersLocal
 
 LONGEST_BODY = 4 << 20  # bytes; a page's prompt takes a few thousand
 DEFAULT_MAX_TOKENS = 1024

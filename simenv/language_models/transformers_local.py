@@ -20,15 +20,15 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.language_models.answer_slots import Slot, lead, skeleton, slots
-from agents.language_models.base import Completion, LanguageModel, Message, Request, UnansweredError
+from simenv.language_models.answer_slots import Slot, lead, skeleton, slots
+from simenv.language_models.base import Completion, LanguageModel, Message, Request, UnansweredError
 from simenv.errors import ConfigError, MissingExtraError
 
 try:
     import torch
     import transformers
 
-    from agents.language_models.logit_readout import LogitReadout, Tree
+    from simenv.language_models.logit_readout import LogitReadout, Tree
 except ImportError as error:
     raise MissingExtraError("llm=transformers", "p5") from error
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.language_models.accounting import Budget, Spending
-from agents.language_models.base import LanguageModel
-from agents.language_models.cache import Cached, Replay
-from agents.language_models.limits import Budgeted, Limited
+from simenv.language_models.accounting import Budget, Spending
+from simenv.language_models.base import LanguageModel
+from simenv.language_models.cache import Cached, Replay
+from simenv.language_models.limits import Budgeted, Limited
 
 # Options that change how answers are got, not what is asked: a run may resume, or be compared, under other ones.
 CARRYING = (
@@ -93,7 +93,7 @@ def openai(
     **around: Any,
 ) -> LanguageModel:
     """An OpenAI-compatible endpoint; `around` as for `connect`."""
-    from agents.language_models.openai_compatible import OpenAICompatible
+    from simenv.language_models.openai_compatible import OpenAICompatible
 
     return connect(OpenAICompatible(model, base_url, parameters=parameters, timeout=timeout), **around)
 
@@ -113,7 +113,7 @@ def transformers(
 
     `concurrency` is two batches by default: one is put into words while the other is answered.
     """
-    from agents.language_models.transformers_local import TransformersLocal
+    from simenv.language_models.transformers_local import TransformersLocal
 
     backend = TransformersLocal(path, model, readout=readout, batch_size=batch_size, device=device, dtype=dtype)
     return connect(backend, concurrency=2 * backend.batch_size if concurrency is None else concurrency, **around)

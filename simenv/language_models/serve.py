@@ -1,9 +1,9 @@
-"""python -m agents.serve: an OpenAI-compatible endpoint on loopback in front of a model in a local folder.
+"""python -m simenv.language_models.serve: an OpenAI-compatible endpoint on loopback in front of a model in a local folder.
 
-    python -m agents.serve --path FOLDER --readout logits --port 8000
+    python -m simenv.language_models.serve --path FOLDER --readout logits --port 8000
     python run.py +experiment=bias_loop agent=llm llm=openai llm.model=NAME:logits llm.base_url=http://127.0.0.1:8000/v1
 
-The protocol is `agents.language_models.chat_endpoint`'s affair. There is no authentication: whoever reaches the port
+The protocol is `simenv.language_models.chat_endpoint`'s affair. There is no authentication: whoever reaches the port
 may ask.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from simenv.errors import ConfigError, MissingExtraError, SimenvError
 
 if TYPE_CHECKING:
-    from agents.language_models.transformers_local import TransformersLocal
+    from simenv.language_models.transformers_local import TransformersLocal
 
 BACKLOG = 1024  # connections that wait to be accepted; a page batch opens as many as llm.concurrency at once
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted; the exit code is 0 after Ctrl-C or SIGTERM, that of the error otherwise."""
     options = _parser().parse_args(arguments)
     try:
-        from agents.language_models.transformers_local import TransformersLocal
+        from simenv.language_models.transformers_local import TransformersLocal
 
         model = TransformersLocal(
             options.path,
@@ -62,12 +62,12 @@ def serve(model: TransformersLocal, host: str = "127.0.0.1", port: int = 0) -> N
         ConfigError: the address cannot be listened on.
         MissingExtraError: starlette or uvicorn is not installed.
     """
-    from agents.language_models.chat_endpoint import ChatEndpoint
+    from simenv.language_models.chat_endpoint import ChatEndpoint
 
     try:
         import uvicorn
     except ImportError as error:
-        raise MissingExtraError("agents.serve", "serve") from error
+        raise MissingExtraError("simenv.language_models.serve", "serve") from error
 
     listening = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
@@ -106,7 +106,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m agents.serve", description="an OpenAI-compatible endpoint in front of a local language model"
+        prog="python -m simenv.language_models.serve", description="an OpenAI-compatible endpoint in front of a local language model"
     )
     parser.add_argument("--path", required=True, metavar="FOLDER", help="a causal model with a chat template")
     parser.add_argument("--model", metavar="NAME", help="as clients call it; the folder's by default")

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.language_models.base import CacheMiss, Completion, Decorator, LanguageModel, Request, UnansweredError
-from agents.language_models.bridge import when_dropped
+from simenv.language_models.base import CacheMiss, Completion, Decorator, LanguageModel, Request, UnansweredError
+from simenv.language_models.background_loop import when_dropped
 from simenv.errors import ConfigError
 
 _CREATE = """

@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from agents.language_models.accounting import Budget, Spending
-from agents.language_models.base import (
+from simenv.language_models.accounting import Budget, Spending
+from simenv.language_models.base import (
     Completion,
     Decorator,
     LanguageModel,

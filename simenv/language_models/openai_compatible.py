@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from agents.language_models.base import (
+from simenv.language_models.base import (
     Completion,
     LanguageModel,
     LanguageModelError,
@@ -27,7 +27,7 @@ from agents.language_models.base import (
     UnansweredError,
     estimate_tokens,
 )
-from agents.language_models.bridge import when_dropped
+from simenv.language_models.background_loop import when_dropped
 from simenv.errors import ConfigError
 
 if TYPE_CHECKING:

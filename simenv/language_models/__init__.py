@@ -3,8 +3,8 @@
 `connect` builds what a run uses: a backend, held to limits and a budget, in front of it a cache.
 """
 
-from agents.language_models.accounting import Budget, Ledger
-from agents.language_models.base import (
+from simenv.language_models.accounting import Budget, Ledger
+from simenv.language_models.base import (
     CacheMiss,
     Completion,
     Decorator,
@@ -15,8 +15,8 @@ from agents.language_models.base import (
     TransientError,
     UnansweredError,
 )
-from agents.language_models.bridge import run
-from agents.language_models.configured import CARRYING, connect, openai, replay, transformers
+from simenv.language_models.background_loop import run
+from simenv.language_models.factories import CARRYING, connect, openai, replay, transformers
 
 __all__ = [
     "CARRYING",

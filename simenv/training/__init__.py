@@ -1,0 +1,1 @@
+"""simenv.training."""
