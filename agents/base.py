@@ -14,8 +14,8 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.population import Dynamics, Population
-from agents.traits import Traits
+from agents.population.rows import Dynamics, Population
+from agents.population.traits import Traits
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray, RatingScale, Tastes
 from simenv.errors import ConfigError, SimenvError
 from simenv.randomness import Key, Purpose, fold, prefix, to_uniform
@@ -23,7 +23,7 @@ from simenv.slates import Responses
 from simenv.topk import insert
 
 if TYPE_CHECKING:
-    from agents.sessions import Sessions
+    from agents.sessions.base import Sessions
 
 
 class UserModel(ABC):
@@ -177,8 +177,8 @@ class UserModel(ABC):
         )
 
     def sessions(self, n_rows: int, **options: Any) -> Sessions:
-        """Rows in which these users can be served page by page; options as of `agents.sessions.Sessions`."""
-        from agents.model_sessions import ModelSessions
+        """Rows in which these users can be served page by page; options as of `agents.sessions.base.Sessions`."""
+        from agents.sessions.model import ModelSessions
 
         return ModelSessions(self, n_rows, **options)
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from simenv.language_models import openai, replay, run
-from agents.llm import LLMUser
+from agents.llm.user import LLMUser
 from simenv.datasets import synthetic
 from simenv.randomness import Key, Purpose, uniforms
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.choice import ChoiceModel
+from agents.choice.model import ChoiceModel
 from experiments.design import build, spec_from_conf
 from simenv.datasets import synthetic
 from simenv.events import EventWriter

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.discrimination import match_popularity, mean_user_auc, sample_unseen
-from agents.tastes import (
+from agents.tastes.discrimination import match_popularity, mean_user_auc, sample_unseen
+from agents.tastes.structures import (
     ContentTastes,
     FactorTastes,
     NeighbourhoodTastes,

@@ -33,14 +33,14 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from agents.choice import ChoiceModel
+from agents.choice.model import ChoiceModel
 from simenv.language_models import Completion, LanguageModel, Request, connect, openai
 from simenv.language_models.answer_slots import Slot, lead, slots
 from simenv.language_models.logit_readout import AnyNetwork
 from simenv.language_models.transformers_local import TransformersLocal
-from agents.llm import LLMUser
-from agents.parsing import opaque_ids
-from agents.tastes import fit_tastes
+from agents.llm.user import LLMUser
+from agents.llm.answers import opaque_ids
+from agents.tastes.structures import fit_tastes
 from agents.user_lm.batches import answer_texts
 from agents.user_lm.corpus import PromptOptions
 from agents.user_lm.network import new_network, save

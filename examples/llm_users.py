@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from simenv.language_models import openai
-from agents.llm import LLMUser
+from agents.llm.user import LLMUser
 from recommenders.popularity import Popularity
 from simenv.datasets import synthetic
 from simenv.platform import Platform, Schedule

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.classics import RankDiscountedChoice
+from agents.choice.classics import RankDiscountedChoice
 from experiments.bias_loop import design_from
 from experiments.design import Design
 from experiments.replications import (

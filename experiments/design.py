@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.base import UserModel
-from agents.tastes import TasteModel
-from agents.traits import Traits
+from agents.tastes.structures import TasteModel
+from agents.population.traits import Traits
 from simenv.datasets.base import Dataset, Tastes
 from simenv.errors import ConfigError, MissingExtraError, SimenvError
 from simenv.platform import Mode, Platform, Schedule
@@ -81,7 +81,7 @@ class Design:
     agent: Spec
     recommenders: Mapping[str, Spec]
     arms: tuple[tuple[str, str], ...]
-    tastes: Spec = field(default_factory=lambda: {"_target_": "agents.tastes.FactorTastes"})
+    tastes: Spec = field(default_factory=lambda: {"_target_": "agents.tastes.structures.FactorTastes"})
     refit_tastes: bool = False
     seed: int = 0
     n_seeds: int = 1
@@ -158,7 +158,7 @@ class Design:
         """The structure of fitted tastes."""
         model = build(self.tastes, "tastes")
         if not isinstance(model, TasteModel):
-            raise ConfigError(f"tastes: {type(model).__name__} is no agents.tastes.TasteModel")
+            raise ConfigError(f"tastes: {type(model).__name__} is no agents.tastes.structures.TasteModel")
         return model
 
     def make_recommender(self, arm: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.choice import ChoiceModel
+from agents.choice.model import ChoiceModel
 from experiments.bias_loop import NOT_RESULTS, Carrying, play
 from experiments.design import Design, Job
 from experiments.distilling import Fit, Log, click_logits, fit_all, go_through, plain_spec

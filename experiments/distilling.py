@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.choice import first_copies
-from agents.population import Dynamics, Population
+from agents.choice.model import first_copies
+from agents.population.rows import Dynamics, Population
 from experiments.design import World
 from simenv.errors import ConfigError
 from simenv.events import Events
@@ -66,10 +66,10 @@ def plain_spec(start: Mapping[str, Any]) -> dict[str, Any]:
     """The start's spec with every option of ChoiceModel in it."""
     import inspect
 
-    from agents.choice import ChoiceModel
+    from agents.choice.model import ChoiceModel
 
     defaults = {name: option.default for name, option in inspect.signature(ChoiceModel).parameters.items()}
-    return {"_target_": "agents.choice.ChoiceModel"} | defaults | {k: v for k, v in start.items() if k in defaults}
+    return {"_target_": "agents.choice.model.ChoiceModel"} | defaults | {k: v for k, v in start.items() if k in defaults}
 
 
 def go_through(world: World, events: Events, dynamics: Dynamics, *, repeat: str) -> Log:
@@ -126,7 +126,7 @@ def _followed(events: Events, last: int, round_: int, number: int, users: NDArra
 
 
 class _Circumstances:
-    """What the choice rule of `agents.choice` sees, from the population as it is."""
+    """What the choice rule of `agents.choice.model` sees, from the population as it is."""
 
     def __init__(self, world: World, population: Population) -> None:
         self.population, self.head = population, world.tastes.choice

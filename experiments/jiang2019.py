@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.classics import DriftingInterest
+from agents.choice.classics import DriftingInterest
 from experiments.bias_loop import design_from
 from experiments.design import Design
 from experiments.replications import Target, above, read_metrics, replicate, reported, save_figure, series, within
@@ -99,7 +99,7 @@ def probe(platform: Platform) -> dict[str, float]:
     """Distance of the users' interests from where they began: mean, and standard error over users."""
     users = platform.users
     if not isinstance(users, DriftingInterest):
-        raise ConfigError(f"agent: {type(users).__name__} has no interests; expected agents.classics.DriftingInterest")
+        raise ConfigError(f"agent: {type(users).__name__} has no interests; expected agents.choice.classics.DriftingInterest")
     drift = users.drift
     error = float(drift.std(ddof=1) / np.sqrt(len(drift))) if len(drift) > 1 else float("nan")
     return {"interest_drift": float(drift.mean()), "interest_drift_se": error}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from agents.base import UserModel
-from agents.traits import Traits
+from agents.population.traits import Traits
 from experiments import realism_tests as tests
 from experiments.bias_loop import NOT_RESULTS, design_from
 from experiments.design import Design

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.discrimination import leave_last_out, match_popularity
+from agents.tastes.discrimination import leave_last_out, match_popularity
 from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.errors import ConfigError, DataError
 

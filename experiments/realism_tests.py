@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.traits import Traits, normalised_entropy
+from agents.population.traits import Traits, normalised_entropy
 from experiments.realism_models import GivenRatings, base_rate_weights
 from experiments.realism_pages import Pages
 from simenv.conclusions.statistics import tost_p

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.memory import Retrieval
+from agents.llm.memory import Retrieval
 from agents.user_lm import Corpus, Example, HeldOut, LoggedPages, PromptOptions, ShownLog
 from experiments.bias_loop import NOT_RESULTS, design_from
 from experiments.logged_pages import MODEL, judge, read_logs
@@ -206,7 +206,7 @@ def prompt_options(agent: Mapping[str, Any]) -> PromptOptions:
         ConfigError: the agent is not one that a language model drives, or its prompts need tastes.
     """
     if "retrieval" not in agent:
-        raise ConfigError("agent: expected agent=user-lm, or one with the options of agents.llm.LLMUser")
+        raise ConfigError("agent: expected agent=user-lm, or one with the options of agents.llm.user.LLMUser")
     retrieval = Retrieval(**{name: value for name, value in agent["retrieval"].items() if not name.startswith("_")})
     if retrieval.similarity:
         raise ConfigError(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.language_models.answer_slots import lead, skeleton, slots
-from agents.parsing import INTEREST, RATING, SATISFACTION, opaque_ids, page_schema
+from agents.llm.answers import INTEREST, RATING, SATISFACTION, opaque_ids, page_schema
 from agents.user_lm.corpus import Example
 from simenv.errors import ConfigError, MissingExtraError
 

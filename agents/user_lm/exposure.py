@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import require
-from agents.choice import ChoiceModel
+from agents.choice.model import ChoiceModel
 from simenv.language_models import Completion, LanguageModel, LanguageModelError, Request
-from agents.llm import LLMUser
-from agents.parsing import opaque_ids
-from agents.prompting import Prompts
+from agents.llm.user import LLMUser
+from agents.llm.answers import opaque_ids
+from agents.llm.templates import Prompts
 from agents.user_lm.corpus import Example, HeldOut, PromptOptions, blank_tastes, in_two
 from simenv.datasets.base import Dataset, LongArray
 from simenv.errors import DataError

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parsing import INTEREST, RATING, opaque_ids
+from agents.llm.answers import INTEREST, RATING, opaque_ids
 from agents.user_lm.batches import N_DIGITS, Batch, Reader, leads, pieces
 from agents.user_lm.corpus import Example
 from simenv.errors import ConfigError, MissingExtraError

@@ -26,7 +26,7 @@ Observation = dict[str, NDArray[Any]]
 
 
 class Sessions(Protocol):
-    """Rows of users being served; `agents.sessions.Sessions` is the implementation and documents each name."""
+    """Rows of users being served; `agents.sessions.base.Sessions` is the implementation and documents each name."""
 
     n_rows: int
     n_users: int
@@ -110,7 +110,7 @@ def make_world(
         data = dataset if isinstance(dataset, Dataset) else _load(dataset, seed, n_users, n_items)
         tastes = data.tastes
         if tastes is None:
-            tastes = resolve("agents.tastes.fit_tastes")(dataset=data, seed=seed)
+            tastes = resolve("agents.tastes.structures.fit_tastes")(dataset=data, seed=seed)
         users: ServedUsers = make(agent, AGENTS, "agent")
         if not hasattr(users, "sessions"):
             raise OptionError(f"agent={agent!r}: expected one of {', '.join(AGENTS)}, or a user model")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.answer_calibration import Calibration, OwnRatings
+from agents.llm.calibration import Calibration, OwnRatings
 from simenv.datasets import synthetic
 from simenv.errors import ConfigError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agents.choice import ChoiceModel, RankAcceptance, first_copies
+from agents.choice.model import ChoiceModel, RankAcceptance, first_copies
 from simenv.datasets import Dataset
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, uniforms

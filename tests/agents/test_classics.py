@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from agents.classics import DriftingInterest, RankDiscountedChoice, beta_around, chosen_by_rank
+from agents.choice.classics import DriftingInterest, RankDiscountedChoice, beta_around, chosen_by_rank
 from experiments.chaney2018 import world as chaney_world
 from experiments.jiang2019 import world as jiang_world
 from simenv.errors import ConfigError

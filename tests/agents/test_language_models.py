@@ -27,7 +27,7 @@ from simenv.language_models.accounting import Spending
 from simenv.language_models.base import estimate_tokens
 from simenv.language_models.limits import Budgeted, Limited
 from simenv.language_models.openai_compatible import OpenAICompatible, retry_after
-from agents.parsing import page_schema
+from agents.llm.answers import page_schema
 from simenv.errors import BudgetExhausted, ConfigError
 from tests.agents.llm_server import LLMServer, Reply, error
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from simenv.language_models import Message, Request, UnansweredError, replay, run, transformers
-from agents.parsing import opaque_ids, page_schema, parse_page
+from agents.llm.answers import opaque_ids, page_schema, parse_page
 from simenv.errors import ConfigError
 
 torch = pytest.importorskip("torch")

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.answer_calibration import Calibration
-from agents.choice import ChoiceModel
+from agents.llm.calibration import Calibration
+from agents.choice.model import ChoiceModel
 from simenv.language_models import LanguageModelError, openai, replay, run
-from agents.llm import LLMUser
+from agents.llm.user import LLMUser
 from simenv.datasets import synthetic
 from simenv.errors import BudgetExhausted, ConfigError
 from simenv.randomness import Key, Purpose, uniforms

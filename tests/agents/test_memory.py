@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agents.memory import Events, Retrieval, cosines, importance
+from agents.llm.memory import Events, Retrieval, cosines, importance
 from simenv.errors import ConfigError
 
 PLAIN = Retrieval(importance=0, similarity=0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agents.choice import ChoiceModel, RankAcceptance
+from agents.choice.model import ChoiceModel, RankAcceptance
 from simenv.language_models import openai
-from agents.llm import LLMUser
+from agents.llm.user import LLMUser
 from agents.mixed import MixedUsers, corrected_ratio, probe, stratified
 from recommenders.popularity import Popularity
 from simenv.datasets import synthetic

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.parsing import ParseError, opaque_ids, page_schema, parse_page, without_wrapping
+from agents.llm.answers import ParseError, opaque_ids, page_schema, parse_page, without_wrapping
 from simenv.errors import ConfigError
 
 GOOD = '{"items":{"A":{"interest":72,"rating":4},"B":{"interest":5,"rating":1}},"satisfaction":3}'

@@ -9,9 +9,9 @@ import mesa
 import numpy as np
 import pytest
 
-from agents.choice import ChoiceModel
-from agents.population import Dynamics, Population
-from agents.user_agent import UserAgent, release
+from agents.choice.model import ChoiceModel
+from agents.population.rows import Dynamics, Population
+from agents.population.user_agent import UserAgent, release
 from simenv.datasets import Dataset
 from simenv.errors import ConfigError
 from simenv.platform import Platform

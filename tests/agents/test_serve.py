@@ -25,8 +25,8 @@ import pytest
 from simenv.language_models import serve
 from simenv.language_models import LanguageModelError, Message, Request, UnansweredError, openai, run
 from simenv.language_models.openai_compatible import OpenAICompatible
-from agents.llm import LLMUser
-from agents.parsing import opaque_ids, page_schema, parse_page
+from agents.llm.user import LLMUser
+from agents.llm.answers import opaque_ids, page_schema, parse_page
 from recommenders.popularity import Popularity
 from simenv.datasets import synthetic
 from simenv.errors import MissingExtraError

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.calibration import sigmoid
-from agents.discrimination import leave_last_out, match_popularity, mean_user_auc, pair_keys, sample_unseen
-from agents.tastes import (
+from agents.tastes.choice import sigmoid
+from agents.tastes.discrimination import leave_last_out, match_popularity, mean_user_auc, pair_keys, sample_unseen
+from agents.tastes.structures import (
     ContentTastes,
     FactorTastes,
     NeighbourhoodTastes,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agents.traits import Traits, genre_lift, normalised_entropy, tiers
+from agents.population.traits import Traits, genre_lift, normalised_entropy, tiers
 from simenv.datasets.base import Catalog, Dataset, Interactions, RatingScale
 from simenv.metrics.reference import midrank_percentile
 

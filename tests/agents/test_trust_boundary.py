@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simenv.language_models import openai
-from agents.llm import LLMUser
-from agents.parsing import page_schema
-from agents.prompting import plain, quote
+from agents.llm.user import LLMUser
+from agents.llm.answers import page_schema
+from agents.llm.templates import plain, quote
 from simenv.datasets import synthetic
 from simenv.randomness import Key
 from tests.agents.llm_server import LLMServer, items_of

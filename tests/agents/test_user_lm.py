@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from simenv.language_models import LanguageModel, Message, Request
-from agents.llm import LLMUser
-from agents.memory import Retrieval
-from agents.parsing import opaque_ids, page_schema, parse_page
+from agents.llm.user import LLMUser
+from agents.llm.memory import Retrieval
+from agents.llm.answers import opaque_ids, page_schema, parse_page
 from agents.user_lm import Corpus, Example, HeldOut, PromptOptions
 from simenv.datasets import synthetic
 from simenv.datasets.base import Catalog, Dataset, Interactions
@@ -185,7 +185,7 @@ class Silent(LanguageModel):
 )
 def test_a_text_is_what_llm_users_are_told(options):
     """An LLMUser bound to each user's first 60 % writes the corpus's prompt, word for word."""
-    from agents.choice import ChoiceModel
+    from agents.choice.model import ChoiceModel
 
     corpus = Corpus(WORLD, PromptOptions(**options), lived=0.0)
     found = list(corpus._at(0.6, np.random.default_rng(0)))

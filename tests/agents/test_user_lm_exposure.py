@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.choice import ChoiceModel
+from agents.choice.model import ChoiceModel
 from simenv.language_models import Completion, LanguageModel, Request
-from agents.llm import LLMUser
-from agents.memory import Retrieval
+from agents.llm.user import LLMUser
+from agents.llm.memory import Retrieval
 from agents.user_lm import Example, HeldOut, LoggedPages, PromptOptions, ShownLog
 from agents.user_lm.exposure import live_through_again
 from recommenders.popularity import Popularity

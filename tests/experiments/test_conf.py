@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from agents.base import UserModel
-from agents.tastes import TasteModel
+from agents.tastes.structures import TasteModel
 from experiments.design import CONF, build, spec_from_conf
 from recommenders.base import Recommender
 from simenv.errors import ConfigError

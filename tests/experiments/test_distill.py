@@ -12,8 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from agents.choice import ChoiceModel, RankAcceptance
-from agents.traits import Traits
+from agents.choice.model import ChoiceModel, RankAcceptance
+from agents.population.traits import Traits
 from experiments import bias_loop, distill
 from experiments.design import CONF, World, build
 from experiments.distilling import EXIT, WEIGHTS, click_logits, fit_all, go_through, logistic, plain_spec

@@ -295,7 +295,7 @@ def test_the_judgement_is_of_the_model_that_is_served(shown, tmp_path):
     """Opinions in training are those of the saved folder in the logits readout."""
     pytest.importorskip("torch")
     from simenv.language_models import Message, Request, run, transformers
-    from agents.parsing import opaque_ids, page_schema, parse_page
+    from agents.llm.answers import opaque_ids, page_schema, parse_page
     from agents.user_lm.batches import Reader
     from agents.user_lm.network import Objective, interests, load_network
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.choice import ChoiceModel
+from agents.choice.model import ChoiceModel
 from experiments.off_policy import (
     LoggedPages,
     additive_model,

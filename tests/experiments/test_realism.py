@@ -12,8 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from agents.answer_calibration import Calibration
-from agents.tastes import TasteModel
+from agents.llm.calibration import Calibration
+from agents.tastes.structures import TasteModel
 from experiments import realism
 from experiments.bias_loop import design_from
 from experiments.design import CONF

@@ -111,7 +111,7 @@ def test_a_broken_recommender_is_named_and_earlier_rounds_are_kept(tmp_path: Pat
 
 
 def test_a_gate_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agents.choice import ChoiceModel
+    from agents.choice.model import ChoiceModel
 
     honest = ChoiceModel.best_utility
     monkeypatch.setattr(ChoiceModel, "best_utility", lambda self, *a: honest(self, *a) * np.float32(1.01))
@@ -215,7 +215,7 @@ class TestCommandLine:
         ("arguments", "words"),
         [
             (["agent.foo=1"], "agent.foo"),
-            (["+agent.foo=1"], "agent.foo: unknown option; agents.choice.ChoiceModel takes base"),
+            (["+agent.foo=1"], "agent.foo: unknown option; agents.choice.model.ChoiceModel takes base"),
             (["agent.drift=-1"], "agent.drift=-1: expected a number in [0, 1"),
             (["n_users=0"], "n_users=0: expected null (all) or a whole number, at least 1"),
             (["rounds=-4"], "rounds=-4: expected a whole number, at least 1"),

@@ -149,7 +149,7 @@ def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
 
 
 def test_users_that_no_language_model_drives_are_refused(tmp_path):
-    config = settings(tmp_path / "run") | {"agent": {"_target_": "agents.choice.ChoiceModel"}}
+    config = settings(tmp_path / "run") | {"agent": {"_target_": "agents.choice.model.ChoiceModel"}}
     with pytest.raises(ConfigError, match="expected agent=user-lm"):
         train_user_lm.run(config)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agents.choice import ChoiceModel
+from agents.choice.model import ChoiceModel
 from recommenders.base import Recommender
 from recommenders.factors import ALS
 from recommenders.oracle import Oracle

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.choice import ChoiceModel
+from agents.choice.model import ChoiceModel
 from recommenders.factors import ALS
 from recommenders.popularity import Popularity, Random
 from simenv.datasets import Dataset

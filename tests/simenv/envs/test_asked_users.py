@@ -13,9 +13,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import simenv  # noqa: F401 - registers the environments
-from agents.choice import ChoiceModel
+from agents.choice.model import ChoiceModel
 from simenv.language_models import LanguageModelError, openai
-from agents.llm import LLMUser
+from agents.llm.user import LLMUser
 from simenv.datasets import Dataset, synthetic
 from simenv.envs.platform_env import PlatformEnv
 from simenv.envs.slate import SlateEnv

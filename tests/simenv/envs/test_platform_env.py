@@ -53,7 +53,7 @@ def test_same_seed_same_rounds_and_other_seeds_differ(small_world: Dataset) -> N
 
 
 def test_zero_knobs_are_the_base_recommender_in_the_loop(small_world: Dataset) -> None:
-    from agents.choice import ChoiceModel
+    from agents.choice.model import ChoiceModel
     from recommenders.neighbours import ItemKNN
     from simenv.platform import Schedule
 

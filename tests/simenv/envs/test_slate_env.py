@@ -13,7 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import simenv  # noqa: F401 - registers the environments
-from agents.choice import ChoiceModel, RankAcceptance
+from agents.choice.model import ChoiceModel, RankAcceptance
 from simenv.datasets import Dataset
 from simenv.envs.rewards import Page
 from simenv.envs.slate import SlateEnv
@@ -346,7 +346,7 @@ def test_steps_out_of_turn_are_refused(small_world: Dataset) -> None:
         ({"dataset": {"name": "synthetic", "n_itms": 5}}, "unknown option 'n_itms'"),
         ({"agent": "chocie"}, "agent='chocie': unknown; expected one of choice, rank, llm"),
         ({"agent": {"name": "choice", "tast": 1}}, "agent:.*tast"),
-        ({"agent": {"_target_": "agents.choice.Nobody"}}, "agents.choice.Nobody"),
+        ({"agent": {"_target_": "agents.choice.model.Nobody"}}, "agents.choice.model.Nobody"),
         ({"agent": 3}, "agent=3"),
         ({"repeat": "cooldown"}, "repeat='cooldown'"),
         ({"render_mode": "human"}, "render_mode='human'"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.discrimination import match_popularity, mean_user_auc, sample_unseen
+from agents.tastes.discrimination import match_popularity, mean_user_auc, sample_unseen
 from simenv.datasets.base import Head, Interactions
 
 DoubleArray = NDArray[np.float64]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import UserModel
-from agents.population import Population
+from agents.population.rows import Population
 from simenv.errors import ConfigError
 from simenv.platform import Platform
 

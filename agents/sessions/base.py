@@ -2,8 +2,8 @@
 
 A session is a user who has come to the platform and is shown page after page. Its row holds a copy of the user's state,
 so that any number of sessions can run at once, two of the same user included, over one world: one catalogue and one
-popularity. How a page is answered is the subclasses' matter: `agents.choice_sessions` plays all rows in one compiled
-pass, `agents.model_sessions` asks any other `UserModel`.
+popularity. How a page is answered is the subclasses' matter: `agents.choice.sessions` plays all rows in one compiled
+pass, `agents.sessions.model` asks any other `UserModel`.
 
 The module knows neither rewards' weights nor Gymnasium's spaces, and nothing of recommenders.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.session_rows import EPISODE, NEWEST, USER, begin_rows, first_unknown, observe_rows
+from agents.sessions.rows import EPISODE, NEWEST, USER, begin_rows, first_unknown, observe_rows
 from simenv.datasets.base import FloatArray, Interactions, LongArray
 from simenv.errors import ConfigError
 from simenv.metrics.profile import observable_profile

@@ -12,7 +12,7 @@ import numpy as np
 
 from simenv.randomness import Purpose, fold, to_uniform
 
-# Columns of `Sessions.who`; the first four are those of `agents.choice_rule`.
+# Columns of `Sessions.who`; the first four are those of `agents.choice.rule`.
 USER, SEED, EPISODE, PAGE, NEWEST = range(5)
 # Columns of `Sessions.parts`.
 CLICKS, RATING, UTILITY, RETENTION, LEFT = range(5)

@@ -14,7 +14,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.traits import Traits
+from agents.population.traits import Traits
 from simenv.datasets.base import Catalog, Dataset, FloatArray, Tastes
 from simenv.errors import ConfigError
 from simenv.randomness import Key

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.language_models import Message
-from agents.memory import Events, Retrieval, importance
-from agents.population import Population
-from agents.prompting import Prompts, plain
+from agents.llm.memory import Events, Retrieval, importance
+from agents.population.rows import Population
+from agents.llm.templates import Prompts, plain
 from simenv.datasets.base import Dataset
 
 OTHERS_PRIOR = 5.0  # an item's mean rating counts as if this many ratings of the population's mean came with it

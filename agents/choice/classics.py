@@ -1,6 +1,6 @@
 """User models of classic papers whose utilities are a table, not a factor model: Chaney 2018, Jiang 2019, Aridor 2020.
 
-They exist to replicate published results (docs/replications.md); everyday work uses `agents.choice`. Their users do
+They exist to replicate published results (docs/replications.md); everyday work uses `agents.choice.model`. Their users do
 not rate, and stay for every page. They know nothing of recommenders or of what the papers found.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import UserModel, require
-from agents.choice import first_copies
-from agents.traits import Traits
+from agents.choice.model import first_copies
+from agents.population.traits import Traits
 from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
 from simenv.randomness import Key, Purpose, generator, uniforms
 from simenv.slates import Responses, pack, unpack

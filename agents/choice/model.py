@@ -1,6 +1,6 @@
 """The embedded user models: ChoiceModel, a position-biased logit, and RankAcceptance, which looks at ranks alone.
 
-A click is a Bernoulli draw of P(examined) * P(chosen | examined). The choice step is compiled, in `agents.choice_rule`;
+A click is a Bernoulli draw of P(examined) * P(chosen | examined). The choice step is compiled, in `agents.choice.rule`;
 `tests/agents/test_choice.py` holds the same step in plain NumPy.
 """
 
@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import UserModel, require
-from agents.choice_rule import PAGE, ROUND, SEED, USER, answer_pages, scratch, unpack_rule
-from agents.population import Dynamics
+from agents.choice.rule import PAGE, ROUND, SEED, USER, answer_pages, scratch, unpack_rule
+from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
 from simenv.randomness import Key, Purpose, uniforms
 from simenv.metrics.reference import midrank_percentile
 from simenv.slates import Responses
 
 if TYPE_CHECKING:
-    from agents.sessions import Sessions
+    from agents.sessions.base import Sessions
 
 EXAMINATION = ("position", "cascade", "all")
 
@@ -55,7 +55,7 @@ class ChoiceModel(UserModel):
             sigmoid(exit_base + exit_page * p - exit_activity * activity - exit_satisfaction * satisfaction), activity
             and satisfaction in [0, 1]; satisfaction is a moving average of P(at least one examined item appeals).
         drift, drift_skip, satiation_gain, satiation_decay, fatigue_gain, fatigue_recovery, satisfaction_memory: how
-            consumption changes the user, see `agents.population.Dynamics`.
+            consumption changes the user, see `agents.population.rows.Dynamics`.
         memory_size: events each user remembers.
 
     A rating is the rating head's expectation plus normal noise of its held-out SD, rounded to the data set's scale; the
@@ -159,7 +159,7 @@ class ChoiceModel(UserModel):
         return np.arange(1, k + 1, dtype=np.float64) ** -self.position_decay
 
     def sessions(self, n_rows: int, **options: Any) -> Sessions:
-        from agents.choice_sessions import ChoiceSessions
+        from agents.choice.sessions import ChoiceSessions
 
         return ChoiceSessions(self, n_rows, **options)
 
@@ -171,8 +171,8 @@ class ChoiceModel(UserModel):
         return (*heads, popularity, population.genre_ptr, population.genre_ids)
 
     def parameters(self) -> NDArray[np.float64]:
-        """Everything a compiled pass needs beside arrays, (23,), in the order of `agents.choice_rule.unpack_rule`; the
-        last five are the rates of `agents.population.live_through`."""
+        """Everything a compiled pass needs beside arrays, (23,), in the order of `agents.choice.rule.unpack_rule`; the
+        last five are the rates of `agents.population.rows.live_through`."""
         scale = self._scale
         return np.array(
             [

@@ -17,15 +17,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.answer_calibration import Calibration, OwnRatings
+from agents.llm.calibration import Calibration, OwnRatings
 from agents.base import UserModel, require
-from agents.choice import ChoiceModel, first_copies
+from agents.choice.model import ChoiceModel, first_copies
 from simenv.language_models import LanguageModel
-from agents.memory import Retrieval
-from agents.page_prompt import OthersRatings, PagePrompt
-from agents.page_scorer import Estimate, PageScorer
-from agents.population import Dynamics
-from agents.prompting import Prompts, plain
+from agents.llm.memory import Retrieval
+from agents.llm.prompt import OthersRatings, PagePrompt
+from agents.llm.scorer import Estimate, PageScorer
+from agents.population.rows import Dynamics
+from agents.llm.templates import Prompts, plain
 from simenv.datasets.base import Dataset, LongArray, Tastes
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, uniforms

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import require
-from agents.population import Population
+from agents.population.rows import Population
 
 WARM_PAGE = 10  # events of the warm start that count as one page
 

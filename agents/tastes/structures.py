@@ -4,7 +4,7 @@ Choice. A structure (`FactorTastes`, `NeighbourhoodTastes`, `ContentTastes`) tur
 whose product orders items; a logistic regression on held-out choices against unseen items turns that order into a
 logit. Logs without impressions do not identify two things, which are therefore stated: `base_rate`, the mean
 utility over the catalogue, and `exposure`, how much of popularity was being seen rather than being liked.
-Ratings are fitted apart, in `agents.ratings`.
+Ratings are fitted apart, in `agents.tastes.ratings`.
 
 The module does not know slates, rounds or traits, and it never reads `dataset.holdout`.
 """
@@ -22,9 +22,9 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.calibration import Affinity, DoubleArray, Logit, Probes, choice_errors, sigmoid
-from agents.discrimination import distinct, leave_last_out, pair_keys
-from agents.ratings import fit_ratings
+from agents.tastes.choice import Affinity, DoubleArray, Logit, Probes, choice_errors, sigmoid
+from agents.tastes.discrimination import distinct, leave_last_out, pair_keys
+from agents.tastes.ratings import fit_ratings
 from simenv.datasets.base import Catalog, Dataset, FloatArray, Head, Interactions, Tastes
 from simenv.errors import ConfigError, DataError
 from simenv.randomness import Key, Purpose, generator

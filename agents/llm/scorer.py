@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.language_models import LanguageModel, LanguageModelError, Message, Request, UnansweredError, run
-from agents.page_prompt import PagePrompt
-from agents.parsing import PageScores, ParseError, opaque_ids, page_schema, parse_page, without_wrapping
+from agents.llm.prompt import PagePrompt
+from agents.llm.answers import PageScores, ParseError, opaque_ids, page_schema, parse_page, without_wrapping
 from simenv.randomness import Key, Purpose, uniforms
 
 FEWEST_PAGES = 20  # pages before a share of fallbacks means anything

@@ -1,7 +1,7 @@
 """ChoiceSessions: sessions of the embedded choice model, all rows played in one compiled pass a page.
 
-The pass is the rule of `agents.choice_rule`, what consumption does (`agents.population.live_through`), and the
-bookkeeping of `agents.session_rows`. It does not know how a reward is made of its parts.
+The pass is the rule of `agents.choice.rule`, what consumption does (`agents.population.rows.live_through`), and the
+bookkeeping of `agents.sessions.rows`. It does not know how a reward is made of its parts.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.choice import ChoiceModel
-from agents.choice_rule import answer_pages, scratch, unpack_rule
-from agents.population import live_through
-from agents.session_rows import UTILITY, finish_rows, first_unknown, observe_rows, serve_rows
-from agents.sessions import Observation, Sessions
+from agents.choice.model import ChoiceModel
+from agents.choice.rule import answer_pages, scratch, unpack_rule
+from agents.population.rows import live_through
+from agents.sessions.rows import UTILITY, finish_rows, first_unknown, observe_rows, serve_rows
+from agents.sessions.base import Observation, Sessions
 from simenv.datasets.base import LongArray
 
 
@@ -152,7 +152,7 @@ def _play(
 def _live_pages(
     playing: Any, served: Any, page: Any, rates: Any, items: Any, state: Any, mood: Any, click_counts: Any
 ) -> None:  # pragma: no cover - compiled
-    """What the pages that have been answered do to the users of the rows; see `agents.population.live_through`."""
+    """What the pages that have been answered do to the users of the rows; see `agents.population.rows.live_through`."""
     examined, clicked, utility = page
     drift_skip, fatigue_gain, memory = rates[1], np.float32(rates[3]), rates[4]
     for row in range(len(served)):
