@@ -65,7 +65,7 @@ def designs(config: Mapping[str, Any]) -> dict[str, Design]:
             f"single_startup={single}: expected dataset.startup={start} < single_startup < startup + rounds = {total}"
         )
     wrapped = {
-        arm: {"_target_": "recommenders.classics.NewestInterleaved", "base": config["recommenders"][arm]}
+        arm: {"_target_": "recommenders.papers.NewestInterleaved", "base": config["recommenders"][arm]}
         for arm in config["arms"]
         if arm in config["recommenders"]
     }
@@ -309,7 +309,7 @@ def _jaccard(had: NDArray[np.bool_], partner: NDArray[np.int64]) -> float:
 
 def nearest(recommender: Any, rng: np.random.Generator) -> NDArray[np.int64]:
     """Each user's most similar other user in the recommender's own eyes (cosine), ties at random, (n_users,)."""
-    from recommenders.classics import AttributeProfile, SocialFiltering
+    from recommenders.papers import AttributeProfile, SocialFiltering
     from recommenders.factors import FactorRecommender
 
     if isinstance(recommender, AttributeProfile):

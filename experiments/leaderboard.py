@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.bias_loop import NOT_RESULTS, design_from
 from experiments.design import Design
 from experiments.runs import RunDirectory, card_of_machine
-from recommenders.evaluation import Split, global_time_split, leaderboard, leave_one_out
+from recommenders.evaluation.offline import Split, global_time_split, leaderboard, leave_one_out
 from simenv.datasets.base import Dataset, Interactions
 from simenv.errors import ConfigError
 from simenv.randomness import Key

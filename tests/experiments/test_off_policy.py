@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agents.choice.model import ChoiceModel
-from experiments.off_policy import (
+from recommenders.evaluation.off_policy import (
     LoggedPages,
     additive_model,
     doubly_robust,

@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import nnls
 
 from experiments.chaney2018 import world
-from recommenders.classics import AttributeProfile, NewestInterleaved, SocialFiltering
+from recommenders.papers import AttributeProfile, NewestInterleaved, SocialFiltering
 from recommenders.oracle import Oracle
 from recommenders.popularity import Popularity, Random
 from recommenders.testing import KEY, small_dataset, small_log

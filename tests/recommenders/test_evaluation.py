@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recommenders.base import Recommender
-from recommenders.evaluation import (
+from recommenders.evaluation.offline import (
     MISSED,
     bootstrap_interval,
     global_time_split,

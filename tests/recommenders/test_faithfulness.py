@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from recommenders.faithfulness import baselines, faithfulness, read
+from recommenders.evaluation.explanations import baselines, faithfulness, read
 from simenv.datasets import synthetic, wording
 from simenv.datasets.reviews import Aspects, Reviews, reviewer_of
 from simenv.errors import DataError
@@ -84,7 +84,7 @@ def test_bad_input_is_an_error(reviews):
 
 @pytest.mark.slow
 def test_a_small_trained_model_is_more_faithful_than_shuffled_words():
-    from recommenders.evaluation import leave_one_out
+    from recommenders.evaluation.offline import leave_one_out
     from recommenders.p5.prompted import P5
     from simenv.randomness import Key
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recommenders.evaluation import leave_one_out, rank_metrics, ranks
+from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks
 from recommenders.p5 import __main__ as command
-from recommenders.p5.prompts import FAMILIES
+from recommenders.p5.language.prompts import FAMILIES
 from recommenders.testing import small_dataset, small_log
 from simenv.datasets import synthetic
 from simenv.slates import pack

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recommenders.p5.diagnostics import (
+from recommenders.evaluation.lists import (
     attacker_auc,
     list_events,
     midrank_percentile,
@@ -11,7 +11,7 @@ from recommenders.p5.diagnostics import (
     popularity_by_rank,
     popularity_row,
 )
-from recommenders.p5.recommender import P5Fast
+from recommenders.p5.generative import P5Fast
 from recommenders.testing import KEY, small_log
 from simenv.errors import DataError
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from recommenders.evaluation import leave_one_out, rank_metrics, ranks
-from recommenders.p5.diagnostics import attacker_auc
-from recommenders.p5.fair_prompt import Discriminator, FairPrefix
+from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks
+from recommenders.evaluation.lists import attacker_auc
+from recommenders.p5.language.fair import Discriminator, FairPrefix
 from recommenders.p5.prompted import P5
 from recommenders.popularity import Popularity
 from recommenders.testing import KEY, small_dataset, small_log

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recommenders.p5.clustering import cooccurrence, nearest_by_cooccurrence, spectral_clusters
+from recommenders.p5.indexes.clustering import cooccurrence, nearest_by_cooccurrence, spectral_clusters
 from simenv.training.histories import Histories
-from recommenders.p5.indexing import IndexSource, ItemIndex, build_index, digits, sequential_codes, with_collision_token
+from recommenders.p5.indexes.base import IndexSource, ItemIndex, build_index, digits, sequential_codes, with_collision_token
 from simenv.datasets.base import Catalog, Interactions
 from simenv.errors import ConfigError, DataError, RunDirectoryError
 

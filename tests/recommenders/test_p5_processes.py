@@ -11,7 +11,7 @@ from torch import nn
 
 from simenv.training import loop as training
 from simenv.training.processes import Processes
-from recommenders.p5.recommender import P5Fast
+from recommenders.p5.generative import P5Fast
 from recommenders.testing import KEY, small_log
 
 OPTIONS = {"embedding_size": 8, "layers": 1, "heads": 1, "history": 6, "epochs": 4, "index_options": {"leaf_size": 20},
@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 import torch
 from simenv.training.processes import Processes
-from recommenders.p5.recommender import P5Fast
+from recommenders.p5.generative import P5Fast
 from recommenders.testing import KEY, small_log
 
 out = Path(sys.argv[1])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from simenv.training.histories import Histories
-from recommenders.p5.prompts import FAMILIES, load_prompts, parse
-from recommenders.p5.text import END, MAX_SAID, OwnWords, Reviews, Rows, TextData, Vocabulary, own_words
+from recommenders.p5.language.prompts import FAMILIES, load_prompts, parse
+from recommenders.p5.language.text import END, MAX_SAID, OwnWords, Reviews, Rows, TextData, Vocabulary, own_words
 from recommenders.testing import small_dataset, small_log
 from simenv.errors import ConfigError, DataError
 

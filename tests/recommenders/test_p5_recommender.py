@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from recommenders.evaluation import leave_one_out, rank_metrics, ranks
+from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks
 from simenv.training.histories import Histories
-from recommenders.p5.recommender import P5Fast
+from recommenders.p5.generative import P5Fast
 from simenv.training.loop import validation_ndcg
 from recommenders.p5.trie import Trie
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
@@ -248,7 +248,7 @@ def test_a_new_process_loads_the_same_lists(tmp_path: Path):
     recommender.fit(small_log(), key=KEY)
     recommender.save(tmp_path)
     program = (
-        "import sys, numpy as np; from recommenders.p5.recommender import P5Fast\n"
+        "import sys, numpy as np; from recommenders.p5.generative import P5Fast\n"
         f"r = P5Fast(**{TINY!r}); r.load(sys.argv[1]); print(r.recommend(np.arange(40), 10).item_ids.tolist())"
     )
     root = Path(__file__).parents[2]
@@ -300,6 +300,6 @@ def test_p5_imports_without_the_simulation():
     program = (
         "import sys\n"
         "for name in ('hydra', 'gymnasium', 'mesa'): sys.modules[name] = None\n"
-        "import recommenders.p5.recommender, recommenders.evaluation"
+        "import recommenders.p5.generative, recommenders.evaluation.offline"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True, capture_output=True)

@@ -10,7 +10,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from recommenders.p5.prompted import P5
-from recommenders.p5.t5_decoding import encoded
+from recommenders.p5.networks.t5_decoding import encoded
 
 
 @pytest.mark.parametrize("kind", ["relu", "gated-gelu"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from recommenders.p5.indexing import with_collision_token
+from recommenders.p5.indexes.base import with_collision_token
 from recommenders.p5.trie import NEVER, Trie, beam_items, item_scores
 
 DEPTH, TOKENS = 3, 5

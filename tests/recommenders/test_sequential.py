@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from recommenders.evaluation import leave_one_out, rank_metrics, ranks
-from recommenders.sequential import BERT4Rec, GRU4Rec, SASRec
+from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks
+from recommenders.neural.sequential import BERT4Rec, GRU4Rec, SASRec
 from recommenders.testing import KEY, RecommenderSuite, small_log
 from simenv.datasets.base import Interactions
 from simenv.errors import ConfigError, RunDirectoryError

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recommenders.p5.clustering import singular_vectors
-from recommenders.p5.indexing import IndexSource, Paths, with_collision_token
+from recommenders.p5.indexes.clustering import singular_vectors
+from recommenders.p5.indexes.base import IndexSource, Paths, with_collision_token
 from simenv.training.loop import seeded
 from simenv.errors import ConfigError
 

@@ -251,7 +251,7 @@ def indexer(name: str) -> Indexer:
     Raises:
         ConfigError: if there is none.
     """
-    from recommenders.p5 import clustering
+    from recommenders.p5.indexes import clustering
 
     named: dict[str, Indexer] = {
         "random": random_codes,
@@ -269,7 +269,7 @@ def indexer(name: str) -> Indexer:
 
 
 def _rqvae_codes(source: IndexSource, rng: np.random.Generator, **options: Any) -> Paths:
-    from recommenders.p5.rqvae import rqvae_codes  # torch loads here
+    from recommenders.p5.indexes.rqvae import rqvae_codes  # torch loads here
 
     return rqvae_codes(source, rng, **options)
 

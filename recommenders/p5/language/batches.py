@@ -1,6 +1,6 @@
 """Prompts to train on: which interactions, which wording, in batches of sources and targets.
 
-The module does not know networks; what a field of a prompt says is `recommenders.p5.text`'s.
+The module does not know networks; what a field of a prompt says is `recommenders.p5.language.text`'s.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from recommenders.p5.prompts import Prompt, PromptBook
-from recommenders.p5.text import Rows, TextData
+from recommenders.p5.language.prompts import Prompt, PromptBook
+from recommenders.p5.language.text import Rows, TextData
 from simenv.datasets.base import LongArray
 from simenv.errors import ConfigError
 

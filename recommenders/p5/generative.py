@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recommenders.base import Recommender
-from recommenders.p5.fast import FastModel, FastOptions
+from recommenders.p5.networks.fast import FastModel, FastOptions
 from simenv.training.histories import Histories
-from recommenders.p5.indexing import IndexSource, ItemIndex, build_index
+from recommenders.p5.indexes.base import IndexSource, ItemIndex, build_index
 from simenv.training.processes import Processes
 from simenv.training.loop import Progress, Training, TrainingOptions, pick_device, validation_ndcg
 from recommenders.p5.trie import EXACT_LIMIT, PathScorer, Trie, beam_items, item_scores
@@ -36,7 +36,7 @@ class GenerativeRecommender(Recommender):
     """Recommends items by writing their codes, constrained to codes that exist.
 
     Args:
-        index: indexer, see `recommenders.p5.indexing.build_index`.
+        index: indexer, see `recommenders.p5.indexes.base.build_index`.
         index_options: its options.
         spare: free leaves per node, for items that get their first interactions later.
         training: how to train.
@@ -214,7 +214,7 @@ class GenerativeRecommender(Recommender):
         """Move items to spare leaves beside their neighbours, as long as there is room; a new version of the index."""
         if len(items) == 0 or self.index.spare == 0:
             return
-        from recommenders.p5.clustering import nearest_by_cooccurrence
+        from recommenders.p5.indexes.clustering import nearest_by_cooccurrence
 
         neighbours = nearest_by_cooccurrence(IndexSource(histories=self.histories), items)
         self.index = self.index.place(items, neighbours)
@@ -311,7 +311,7 @@ class P5Fast(GenerativeRecommender):
     """p5-fast: pooled item codes, a causal encoder, a depth decoder; every position of a history is a target.
 
     Args:
-        embedding_size, layers, heads, depth_layers, dropout, history: see `recommenders.p5.fast.FastOptions`.
+        embedding_size, layers, heads, depth_layers, dropout, history: see `recommenders.p5.networks.fast.FastOptions`.
         epochs, learning_rate, weight_decay, max_minutes, evaluate_every, patience, compile: see `TrainingOptions`.
         index, index_options, spare, batch_size, early_stop, update_epochs, replay, decoding, beam_width, device,
             checkpoint, show_progress: see `GenerativeRecommender`.

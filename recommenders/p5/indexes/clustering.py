@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recommenders.p5.indexing import IndexSource, Paths, with_collision_token
+from recommenders.p5.indexes.base import IndexSource, Paths, with_collision_token
 from simenv.errors import ConfigError
 
 Vectors = NDArray[np.float64]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recommenders.p5.text import PAD
+from recommenders.p5.language.text import PAD
 from recommenders.p5.trie import NEVER, Level, child_logits, rows
 
 

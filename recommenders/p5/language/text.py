@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.training.histories import Histories
-from recommenders.p5.prompts import OTHER_REVIEWS, Piece, Prompt, PromptBook
+from recommenders.p5.language.prompts import OTHER_REVIEWS, Piece, Prompt, PromptBook
 from simenv.datasets.base import Catalog, LongArray
 from simenv.datasets.reviews import Reviews
 from simenv.errors import ConfigError

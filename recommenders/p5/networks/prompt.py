@@ -1,6 +1,6 @@
 """What every p5 backbone shares: reading rendered rows, and the likelihood of item codes and words.
 
-Inputs are rendered rows (`recommenders.p5.text`): tokens below the vocabulary's size, items above it. An item is read
+Inputs are rendered rows (`recommenders.p5.language.text`): tokens below the vocabulary's size, items above it. An item is read
 as one vector pooled from its code tokens, or as those tokens with whole-word embeddings (Geng et al. 2022, "P5",
 section 3.3). The module does not know what lies between embeddings and states.
 """
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recommenders.p5.fair_prompt import FairPrefix
-from recommenders.p5.text import PAD, Vocabulary
+from recommenders.p5.language.fair import FairPrefix
+from recommenders.p5.language.text import PAD, Vocabulary
 from recommenders.p5.trie import PathScorer, Trie, step_losses
 
 MAX_WORDS = 512  # whole words with an embedding of their own

@@ -1,0 +1,1 @@
+"""recommenders.neural."""

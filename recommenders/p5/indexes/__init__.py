@@ -1,0 +1,1 @@
+"""recommenders.p5.indexes."""
