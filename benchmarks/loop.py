@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from agents.choice.model import ChoiceModel
-from experiments.design import build, spec_from_conf
+from experiments.running.design import build, spec_from_conf
 from simenv.datasets import synthetic
 from simenv.events import EventWriter
 from simenv.platform import Platform, Schedule
@@ -116,8 +116,8 @@ def growth(n: int) -> dict[str, float]:
     script = f"""
 import json, resource, sys, tempfile, time
 from pathlib import Path
-from experiments.design import Design, spec_from_conf
-from experiments.jobs import JobRun
+from experiments.running.design import Design, spec_from_conf
+from experiments.running.jobs import JobRun
 from simenv.platform import Schedule
 design = Design(
     dataset=spec_from_conf("dataset", "synthetic") | {{"mean_activity": 10}},

@@ -31,8 +31,8 @@ from agents.tastes.structures import (
     fit_tastes,
     profile_matrix,
 )
-from experiments.realism_baselines import Scores, baselines, item_mean, itemknn
-from experiments.realism_pages import Split, agent4rec, time_split
+from experiments.realism.baselines import Scores, baselines, item_mean, itemknn
+from experiments.realism.pages import Split, agent4rec, time_split
 from simenv.datasets import load
 from simenv.datasets.base import Dataset
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.bias_loop import Carrying, play, plot, score
-from experiments.design import Design, expand_arms, spec_from_conf
-from experiments.runs import RunDirectory
+from experiments.running.design import Design, expand_arms, spec_from_conf
+from experiments.running.directory import RunDirectory
 from simenv.datasets.base import Dataset
 from simenv.errors import ConfigError
 from simenv.events import scan_events
@@ -59,7 +59,7 @@ def compare(
         folder: a new folder for the whole run directory with its report; None keeps nothing on disk.
         workers: processes; 0 = this one. Recommenders of a notebook cannot travel to other processes.
         progress: show a progress bar.
-        **options: fields of `experiments.design.Design` and `simenv.platform.Schedule`: rounds, n_seeds, seed,
+        **options: fields of `experiments.running.design.Design` and `simenv.platform.Schedule`: rounds, n_seeds, seed,
             n_users, n_items, repeat, slate_size, max_pages, ...
 
     Raises:

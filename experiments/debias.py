@@ -16,9 +16,9 @@ import numpy as np
 
 from experiments.bias_loop import design_from
 from simenv.conclusions.claims import Claim, judge
-from experiments.design import REFERENCE_ARMS, Design
+from experiments.running.design import REFERENCE_ARMS, Design
 from simenv.conclusions.groups import group_gaps
-from experiments.replications import (
+from experiments.replications.targets import (
     Target,
     Values,
     amplification,

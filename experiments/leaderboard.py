@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.bias_loop import NOT_RESULTS, design_from
-from experiments.design import Design
-from experiments.runs import RunDirectory, card_of_machine
+from experiments.running.design import Design
+from experiments.running.directory import RunDirectory, card_of_machine
 from recommenders.evaluation.offline import Split, global_time_split, leaderboard, leave_one_out
 from simenv.datasets.base import Dataset, Interactions
 from simenv.errors import ConfigError
@@ -87,7 +87,7 @@ def plot(folder: Path) -> Path:
     """The figure of accuracies and the page, from the directory's files alone."""
     import polars as pl
 
-    from experiments.replications import save_figure
+    from experiments.replications.targets import save_figure
     from simenv.report.build import build
 
     rows = pl.read_csv(folder / "tables" / "leaderboard.csv").to_dicts()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.replications import interval, series
+from experiments.replications.targets import interval, series
 
 if TYPE_CHECKING:
     import polars as pl

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from agents.choice.classics import DriftingInterest, RankDiscountedChoice, beta_around, chosen_by_rank
-from experiments.chaney2018 import world as chaney_world
-from experiments.jiang2019 import world as jiang_world
+from experiments.replications.chaney2018 import world as chaney_world
+from experiments.replications.jiang2019 import world as jiang_world
 from simenv.errors import ConfigError
 from simenv.randomness import Key
 from simenv.slates import pack, unpack

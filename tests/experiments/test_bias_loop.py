@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from experiments import bias_loop, compare
 from simenv.conclusions.claims import Claim, judge
-from experiments.design import CONF
+from experiments.running.design import CONF
 from recommenders.base import Recommender
 from simenv.errors import ConfigError
 

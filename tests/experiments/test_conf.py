@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from agents.base import UserModel
 from agents.tastes.structures import TasteModel
-from experiments.design import CONF, build, spec_from_conf
+from experiments.running.design import CONF, build, spec_from_conf
 from recommenders.base import Recommender
 from simenv.errors import ConfigError
 

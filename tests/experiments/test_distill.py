@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 
 from agents.choice.model import ChoiceModel, RankAcceptance
 from agents.population.traits import Traits
-from experiments import bias_loop, distill
-from experiments.design import CONF, World, build
-from experiments.distilling import EXIT, WEIGHTS, click_logits, fit_all, go_through, logistic, plain_spec
+from experiments import bias_loop
+from experiments.users import distill
+from experiments.running.design import CONF, World, build
+from experiments.users.fitting import EXIT, WEIGHTS, click_logits, fit_all, go_through, logistic, plain_spec
 from recommenders.popularity import Random
 from simenv.datasets import synthetic
 from simenv.errors import ConfigError, RunDirectoryError

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.design import Design, spec_from_conf
-from experiments.gates import (
+from experiments.running.design import Design, spec_from_conf
+from experiments.running.gates import (
     byte_identical,
     check_seed,
     constant_lists,

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import leaderboard
-from experiments.design import CONF
+from experiments.running.design import CONF
 from recommenders.linear import EASE
 from simenv.errors import ConfigError
 

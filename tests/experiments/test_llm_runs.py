@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import bias_loop
-from experiments.design import CONF
+from experiments.running.design import CONF
 from simenv.errors import BudgetExhausted, ConfigError
 from tests.agents.llm_server import LLMServer
 

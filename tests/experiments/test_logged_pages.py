@@ -13,10 +13,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from agents.user_lm import Corpus, Example, HeldOut, LoggedPages, PromptOptions
-from experiments import bias_loop, train_user_lm
+from experiments import bias_loop
+from experiments.users import train as train_user_lm
 from experiments.bias_loop import design_from
-from experiments.design import CONF
-from experiments.logged_pages import MODEL, judge, page_auc, read_logs
+from experiments.running.design import CONF
+from experiments.users.logged_pages import MODEL, judge, page_auc, read_logs
 from simenv.datasets import Dataset
 from simenv.errors import ConfigError, RunDirectoryError
 

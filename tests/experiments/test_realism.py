@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 
 from agents.llm.calibration import Calibration
 from agents.tastes.structures import TasteModel
-from experiments import realism
+from experiments.realism.bench import bench as realism
 from experiments.bias_loop import design_from
-from experiments.design import CONF
-from experiments.realism_baselines import baselines, item_mean
-from experiments.realism_models import GivenRatings
-from experiments.realism_pages import KINDS, RATIOS, Pages, agent4rec, draw_pages, time_split
-from experiments.realism_tests import (
+from experiments.running.design import CONF
+from experiments.realism.baselines import baselines, item_mean
+from experiments.realism.opinions import GivenRatings
+from experiments.realism.pages import KINDS, RATIOS, Pages, agent4rec, draw_pages, time_split
+from experiments.realism.tests import (
     REAL,
     UserBootstrap,
     choices,

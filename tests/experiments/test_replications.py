@@ -10,9 +10,19 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments import chaney2018, debias, filter_bubble, jiang2019, mansoury2020, performance_paradox
+from experiments import debias
+
+from experiments.replications.targets import chaney2018
+
+from experiments.replications.targets import filter_bubble
+
+from experiments.replications.targets import jiang2019
+
+from experiments.replications.targets import mansoury2020
+
+from experiments.replications.targets import performance_paradox
 from simenv.conclusions.groups import group_gaps
-from experiments.replications import above, below, reported, within, write_targets
+from experiments.replications.targets import above, below, reported, within, write_targets
 from simenv.conclusions.statistics import Interval
 from simenv.errors import ConfigError, DataError, RunDirectoryError
 
@@ -240,7 +250,7 @@ def test_group_gaps_by_hand():
 
 
 def test_a_metric_nobody_has_makes_no_gap_and_is_an_error_as_a_series():
-    from experiments.replications import series
+    from experiments.replications.targets import series
 
     metrics = pl.DataFrame(
         [(0, "als", "loop", 0, "gender=F", "ctr", 0.1)],

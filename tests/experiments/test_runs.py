@@ -16,10 +16,10 @@ import polars as pl
 import pytest
 
 from experiments import compare
-from experiments.design import Design, expand_arms, spec_from_conf
-from experiments.jobs import JobRun
-from experiments.runs import RunDirectory, write_metrics
-from experiments.workers import run_jobs
+from experiments.running.design import Design, expand_arms, spec_from_conf
+from experiments.running.jobs import JobRun
+from experiments.running.directory import RunDirectory, write_metrics
+from experiments.running.workers import run_jobs
 from recommenders.popularity import Popularity
 from simenv.errors import ConfigError, GateError, RecommenderError, RunDirectoryError
 from simenv.platform import Schedule

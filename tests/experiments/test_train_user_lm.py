@@ -13,11 +13,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from agents.user_lm import Corpus, HeldOut
-from experiments import realism, train_user_lm
+from experiments.realism.bench import bench as realism
+from experiments.users import train as train_user_lm
 from experiments.bias_loop import design_from
-from experiments.design import CONF
-from experiments.realism_pages import Unseen, of_items, time_split
-from experiments.train_user_lm import Settings
+from experiments.running.design import CONF
+from experiments.realism.pages import Unseen, of_items, time_split
+from experiments.users.train import Settings
 from simenv.datasets import synthetic
 from simenv.errors import ConfigError
 

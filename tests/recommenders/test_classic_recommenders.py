@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from experiments.chaney2018 import world
+from experiments.replications.chaney2018 import world
 from recommenders.papers import AttributeProfile, NewestInterleaved, SocialFiltering
 from recommenders.oracle import Oracle
 from recommenders.popularity import Popularity, Random

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from agents.choice.model import first_copies
 from agents.population.rows import Dynamics, Population
-from experiments.design import World
+from experiments.running.design import World
 from simenv.errors import ConfigError
 from simenv.events import Events
 from simenv.randomness import Key

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from experiments.bias_loop import design_from
-from experiments.design import Design
-from experiments.replications import (
+from experiments.running.design import Design
+from experiments.replications.targets import (
     Target,
     Values,
     above,

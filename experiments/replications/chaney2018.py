@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from agents.choice.classics import RankDiscountedChoice
 from experiments.bias_loop import design_from
-from experiments.design import Design
-from experiments.replications import (
+from experiments.running.design import Design
+from experiments.replications.targets import (
     Target,
     Values,
     above,
@@ -54,7 +54,7 @@ def run(config: Mapping[str, Any]) -> Path | None:
 
 def designs(config: Mapping[str, Any]) -> dict[str, Design]:
     """The two designs, by sub-folder: repeated training and single training, over the same users and items."""
-    if config["dataset"].get("_target_") != "experiments.chaney2018.world":
+    if config["dataset"].get("_target_") != "experiments.replications.chaney2018.world":
         raise ConfigError("chaney2018: expected dataset=chaney2018, the world of the paper")
     if IDEAL not in config["arms"]:
         raise ConfigError(f"arms={list(config['arms'])}: expected `{IDEAL}` among them, which all are compared with")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from agents.llm.calibration import Calibration, OwnRatings
 from agents.base import UserModel
 from agents.mixed import MixedUsers
-from experiments.realism_pages import Pages
+from experiments.realism.pages import Pages
 from simenv.datasets.base import Dataset
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, uniforms

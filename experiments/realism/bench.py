@@ -21,12 +21,12 @@ import numpy as np
 
 from agents.base import UserModel
 from agents.population.traits import Traits
-from experiments import realism_tests as tests
+from experiments.realism.bench import tests
 from experiments.bias_loop import NOT_RESULTS, design_from
-from experiments.design import Design
-from experiments.realism_baselines import Scores, baselines, item_mean
-from experiments.realism_models import Asked, Opinions, opinions
-from experiments.realism_pages import (
+from experiments.running.design import Design
+from experiments.realism.baselines import Scores, baselines, item_mean
+from experiments.realism.opinions import Asked, Opinions, opinions
+from experiments.realism.pages import (
     FEWEST_USERS,
     KINDS,
     RATIOS,
@@ -38,9 +38,9 @@ from experiments.realism_pages import (
     of_items,
     time_split,
 )
-from experiments.realism_tests import REAL, Matrix, Row, UserBootstrap
-from experiments.replications import save_figure, write_table
-from experiments.runs import RunDirectory
+from experiments.realism.tests import REAL, Matrix, Row, UserBootstrap
+from experiments.replications.targets import save_figure, write_table
+from experiments.running.directory import RunDirectory
 from simenv.errors import ConfigError
 
 HARD = f"{KINDS[0]} 1:1"  # the protocol the verdict goes by
@@ -422,7 +422,7 @@ def plot(folder: Path) -> Path:
     """Discrimination, ratings and traits in one figure, and the page, from the run's files alone."""
     import polars as pl
 
-    from experiments.realism_figure import draw
+    from experiments.realism.figure import draw
     from simenv.report.build import build
 
     table = pl.read_csv(folder / "tables" / "realism.csv")

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from agents.llm.memory import Retrieval
 from agents.user_lm import Corpus, Example, HeldOut, LoggedPages, PromptOptions, ShownLog
 from experiments.bias_loop import NOT_RESULTS, design_from
-from experiments.logged_pages import MODEL, judge, read_logs
-from experiments.replications import config_of, save_figure, write_table
-from experiments.runs import RunDirectory, card_of_machine
+from experiments.users.logged_pages import MODEL, judge, read_logs
+from experiments.replications.targets import config_of, save_figure, write_table
+from experiments.running.directory import RunDirectory, card_of_machine
 from simenv.datasets.base import Dataset
 from simenv.errors import ConfigError
 
@@ -322,7 +322,7 @@ def train(
 
 
 def score(losses: Sequence[float]) -> dict[str, float]:
-    """Mean loss of the first and of the last pass, nats; how real the users are is for `experiments.realism` to say."""
+    """Mean loss of the first and of the last pass, nats; how real the users are is for `experiments.realism.bench` to say."""
     return {"first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4)}
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from agents.choice.classics import DriftingInterest
 from experiments.bias_loop import design_from
-from experiments.design import Design
-from experiments.replications import Target, above, read_metrics, replicate, reported, save_figure, series, within
+from experiments.running.design import Design
+from experiments.replications.targets import Target, above, read_metrics, replicate, reported, save_figure, series, within
 from simenv.conclusions.statistics import Interval
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, Tastes
 from simenv.errors import ConfigError
@@ -36,7 +36,7 @@ def run(config: Mapping[str, Any]) -> Path | None:
 
 def designs(config: Mapping[str, Any]) -> dict[str, Design]:
     """The two designs, by sub-folder."""
-    if config["dataset"].get("_target_") != "experiments.jiang2019.world":
+    if config["dataset"].get("_target_") != "experiments.replications.jiang2019.world":
         raise ConfigError("jiang2019: expected dataset=jiang2019, the world of the paper")
     base = design_from(config)
     assert isinstance(base.dataset, Mapping)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from agents.user_lm import Example, HeldOut, PromptOptions, ShownLog
 from agents.user_lm.exposure import any_of, live_through_again
-from experiments.realism_tests import Row, UserBootstrap, ratio
-from experiments.replications import config_of
+from experiments.realism.tests import Row, UserBootstrap, ratio
+from experiments.replications.targets import config_of
 from simenv.datasets.base import Dataset, LongArray
 from simenv.errors import ConfigError
 from simenv.events import Events, read_events, scan_events

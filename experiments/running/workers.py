@@ -21,9 +21,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from experiments.design import Design, Job, World
-from experiments.jobs import JobRun, check_gates
-from experiments.runs import RunDirectory
+from experiments.running.design import Design, Job, World
+from experiments.running.jobs import JobRun, check_gates
+from experiments.running.directory import RunDirectory
 from simenv.errors import ConfigError
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")

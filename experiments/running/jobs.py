@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import gates
-from experiments.design import Design, Job, World
+from experiments.running import gates
+from experiments.running.design import Design, Job, World
 from recommenders.base import Recommender
 from simenv.errors import GateError, RunDirectoryError, SimenvError
 from simenv.events import ROWS_PER_FILE, Events, EventWriter, read_events

@@ -2,7 +2,7 @@
 
 The log of a run - users of a language model, or any others - is gone through once more in the order it happened, so
 that every examined item has the circumstances it was seen under; the choice model's weights are then fitted by
-maximum likelihood, judged on later rounds, and played in the same arm again. `experiments.distilling` fits.
+maximum likelihood, judged on later rounds, and played in the same arm again. `experiments.users.fitting` fits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from agents.choice.model import ChoiceModel
 from experiments.bias_loop import NOT_RESULTS, Carrying, play
-from experiments.design import Design, Job
-from experiments.distilling import Fit, Log, click_logits, fit_all, go_through, plain_spec
-from experiments.realism_tests import Matrix, Row, UserBootstrap, mean, ratio
-from experiments.replications import config_of, design_of, read_metrics, save_figure, write_table
-from experiments.runs import RunDirectory
+from experiments.running.design import Design, Job
+from experiments.users.fitting import Fit, Log, click_logits, fit_all, go_through, plain_spec
+from experiments.realism.tests import Matrix, Row, UserBootstrap, mean, ratio
+from experiments.replications.targets import config_of, design_of, read_metrics, save_figure, write_table
+from experiments.running.directory import RunDirectory
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import read_events
 

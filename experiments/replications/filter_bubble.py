@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bias_loop import design_from
-from experiments.replications import (
+from experiments.replications.targets import (
     Target,
     Values,
     above,

@@ -54,7 +54,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unseen:
-    """What a trained user model never saw, as its ``unseen.json`` says (see `experiments.train_user_lm`)."""
+    """What a trained user model never saw, as its ``unseen.json`` says (see `experiments.users.train`)."""
 
     users: NDArray[np.bool_]  # (n_users,)
     items: NDArray[np.bool_]  # (n_items,)

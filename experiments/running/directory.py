@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.design import Design, Job, World
+from experiments.running.design import Design, Job, World
 from simenv.errors import RunDirectoryError
 
 COMPLETE = "complete.json"

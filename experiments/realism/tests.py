@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.population.traits import Traits, normalised_entropy
-from experiments.realism_models import GivenRatings, base_rate_weights
-from experiments.realism_pages import Pages
+from experiments.realism.opinions import GivenRatings, base_rate_weights
+from experiments.realism.pages import Pages
 from simenv.conclusions.statistics import tost_p
 from simenv.datasets.base import Dataset, RatingScale
 from simenv.metrics.reference import genre_weights, midrank_percentile

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bias_loop import design_from
-from experiments.replications import (
+from experiments.replications.targets import (
     Target,
     above,
     amplification,

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.bias_loop import NOT_RESULTS, Carrying, conclude, design_from, dry_run, play
-from experiments.design import Design, with_run_files, without_carrying
-from experiments.runs import RunDirectory
+from experiments.running.design import Design, with_run_files, without_carrying
+from experiments.running.directory import RunDirectory
 from simenv.conclusions.statistics import Interval, paired_t
 from simenv.errors import DataError
 
