@@ -49,7 +49,7 @@ class MixedUsers(UserModel):
     sampled user is moved by the sample's model alone. Utility, and all that follows from it, is the population's.
 
     Args:
-        sample: model of the sampled users, e.g. an `agents.llm.user.LLMUser`.
+        sample: model of the sampled users, e.g. an `agents.llm.LLMUser`.
         others: model of everyone else; also asked, without effect, about the sampled users' pages.
         share: of users in the sample, in each stratum, with at least two where the stratum has them.
         strata: names of traits in tiers whose combinations are sampled from separately.

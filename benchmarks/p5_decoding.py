@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recommenders.p5.prompted import P5
 from recommenders.p5.networks.t5 import P5Network
+from recommenders.p5.prompted import P5
 from recommenders.p5.trie import EXACT_LIMIT
 from simenv.datasets.base import Interactions
 from simenv.randomness import Key

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from recommenders.evaluation.offline import bootstrap_interval, leave_one_out, rank_metrics, ranks, seen_mask
 from recommenders.evaluation.lists import attacker_auc, midrank_percentile
+from recommenders.evaluation.offline import bootstrap_interval, leave_one_out, rank_metrics, ranks, seen_mask
 from recommenders.p5.prompted import P5
 from recommenders.popularity import Popularity
 from simenv import datasets

@@ -26,17 +26,17 @@ import numpy as np
 import torch
 
 from recommenders.base import Recommender
+from recommenders.evaluation.lists import midrank_percentile, popularity_by_history, popularity_by_rank
 from recommenders.evaluation.offline import Split, leave_one_out, rank_metrics, ranks
 from recommenders.neighbours import SeqKNN
-from recommenders.evaluation.lists import midrank_percentile, popularity_by_history, popularity_by_rank
-from simenv.training.histories import Histories
-from recommenders.p5.prompted import P5
-from recommenders.p5.generative import GenerativeRecommender, P5Fast
-from recommenders.popularity import Popularity
 from recommenders.neural.sequential import BERT4Rec, SASRec
+from recommenders.p5.generative import GenerativeRecommender, P5Fast
+from recommenders.p5.prompted import P5
+from recommenders.popularity import Popularity
 from simenv import datasets
 from simenv.datasets.base import Dataset
 from simenv.randomness import Key
+from simenv.training.histories import Histories
 
 sys.path.insert(0, str(Path(__file__).parent))
 import p5_decoding

@@ -34,18 +34,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from agents.choice.model import ChoiceModel
-from simenv.language_models import Completion, LanguageModel, Request, connect, openai
-from simenv.language_models.answer_slots import Slot, lead, slots
-from simenv.language_models.logit_readout import AnyNetwork
-from simenv.language_models.transformers_local import TransformersLocal
-from agents.llm.user import LLMUser
 from agents.llm.answers import opaque_ids
+from agents.llm.user import LLMUser
 from agents.tastes.structures import fit_tastes
 from agents.user_lm.batches import answer_texts
 from agents.user_lm.corpus import PromptOptions
 from agents.user_lm.network import new_network, save
 from agents.user_lm.vocabulary import learn_vocabulary
 from simenv.datasets import ml_100k, synthetic
+from simenv.language_models import Completion, LanguageModel, Request, connect, openai
+from simenv.language_models.answer_slots import Slot, lead, slots
+from simenv.language_models.logit_readout import AnyNetwork
+from simenv.language_models.transformers_local import TransformersLocal
 from simenv.randomness import Key, Purpose, uniforms
 
 KEY = Key(0)
@@ -248,13 +248,24 @@ def rounded_to(dtype: str, path: Path, world: World, options: argparse.Namespace
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Requests per second of `simenv.language_models.serve` in a process of its own, asked by many at once and by one at a time."""
+    """Requests per second of a served model in a process of its own, asked by many at once and by one at a time."""
     n = options.pages
     world = World(options)
     requests = world.requests(world.user_model(Same("no model", 10)))
     with model_folder(options, requests) as path:
-        command = [sys.executable, "-m", "simenv.language_models.serve", "--path", str(path), "--readout", "logits", "--port", "0"]
-        command += ["--batch-size", str(options.batch_size), "--device", options.device, "--dtype", options.dtype]
+        command = [sys.executable, "-m", "simenv.language_models.serve", "--path", str(path)]
+        command += [
+            "--readout",
+            "logits",
+            "--port",
+            "0",
+            "--batch-size",
+            str(options.batch_size),
+            "--device",
+            options.device,
+            "--dtype",
+            options.dtype,
+        ]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:

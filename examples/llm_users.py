@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from simenv.language_models import openai
 from agents.llm.user import LLMUser
 from recommenders.popularity import Popularity
 from simenv.datasets import synthetic
+from simenv.language_models import openai
 from simenv.platform import Platform, Schedule
 from simenv.randomness import Key
 

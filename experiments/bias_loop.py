@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simenv.conclusions.claims import Claim, flips, judge, seed_differences, sign_changes
 from experiments.running.design import Design, expand_arms, spec_from_conf, with_run_files, without_carrying
 from experiments.running.directory import RunDirectory, write_metrics, write_run_card, write_world_tables
+from experiments.running.workers import run_jobs
+from simenv.conclusions.claims import Claim, flips, judge, seed_differences, sign_changes
 from simenv.conclusions.standard import standard_claims
 from simenv.conclusions.statistics import variance_split
-from experiments.running.workers import run_jobs
 from simenv.errors import ConfigError
 from simenv.metrics.table import METRICS
 from simenv.platform import TWIN_PAGES, Schedule
@@ -237,7 +237,7 @@ def score(metrics: pl.DataFrame, *, regime: str, primary: str | None = None, alp
 
 def plot(folder: Path) -> Path:
     """Figures and report.html of a run directory, from its files alone."""
-    from simenv.report.build import build
+    from simenv.report import build
 
     return build(folder)
 

@@ -15,9 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.bias_loop import design_from
-from simenv.conclusions.claims import Claim, judge
-from experiments.running.design import REFERENCE_ARMS, Design
-from simenv.conclusions.groups import group_gaps
+from experiments.groups import group_gaps
 from experiments.replications.targets import (
     Target,
     Values,
@@ -30,6 +28,8 @@ from experiments.replications.targets import (
     series,
     write_table,
 )
+from experiments.running.design import REFERENCE_ARMS, Design
+from simenv.conclusions.claims import Claim, judge
 from simenv.conclusions.standard import MARGINS
 from simenv.errors import ConfigError
 
@@ -150,7 +150,7 @@ def _late(metrics: Any, arm: str, metric: str) -> Values:
 
 def plot(folder: Path) -> Path:
     """The trade-off curve, one line per remedy from the plain base on; and the page."""
-    from simenv.report.build import build
+    from simenv.report import build
 
     _draw(folder)
     return build(folder)

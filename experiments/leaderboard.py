@@ -88,7 +88,7 @@ def plot(folder: Path) -> Path:
     import polars as pl
 
     from experiments.replications.targets import save_figure
-    from simenv.report.build import build
+    from simenv.report import build
 
     rows = pl.read_csv(folder / "tables" / "leaderboard.csv").to_dicts()
     save_figure(

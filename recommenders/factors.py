@@ -34,7 +34,10 @@ class FactorRecommender(Recommender):
         return self._user_factors
 
     def _score(self, users: LongArray) -> NDArray[Any]:
-        return np.asarray(self._user_factors[users] @ self._item_factors)
+        # Some BLAS kernels sum a single-precision row in an order that depends on its place in the batch. Double
+        # precision rounded to single hides that: a user's scores are the same in any company.
+        exact = self._user_factors[users].astype(np.float64) @ self._item_factors.astype(np.float64)
+        return exact.astype(np.float32)
 
     def _state(self) -> Mapping[str, NDArray[Any]]:
         return {"user_factors": self._user_factors, "item_factors": self._item_factors}

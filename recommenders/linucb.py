@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from recommenders.base import Recommender, check_options
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import RecommenderError
-from simenv.randomness import Key
 from simenv.metrics.reference import genre_weights
+from simenv.randomness import Key
 from simenv.slates import Slates
 
 

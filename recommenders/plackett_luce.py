@@ -1,6 +1,7 @@
 """PlackettLuce: any recommender made stochastic, with exact propensities of items and slates.
 
-It knows its base's scores and nothing of rewards; estimates from its logs are `recommenders.evaluation.off_policy`'s business.
+It knows its base's scores and nothing of rewards; estimates from its logs are
+`recommenders.evaluation.off_policy`'s business.
 """
 
 from __future__ import annotations

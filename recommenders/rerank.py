@@ -17,8 +17,8 @@ from recommenders.base import Recommender, check_options, top_k
 from recommenders.popularity import random_slates
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import ConfigError, RecommenderError
-from simenv.randomness import Key, Purpose, uniforms
 from simenv.metrics.reference import genre_weights
+from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import SeesDataset, SeesTruth, Slates
 
 

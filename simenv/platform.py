@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from simenv.datasets.base import Dataset, Interactions
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import Events
-from simenv.randomness import Key, Purpose, uniforms
 from simenv.metrics.reference import midrank_percentile
+from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel, pack
 
 FEEDBACK = ("loop", "frozen", "organic", "exogenous", "none")

@@ -15,9 +15,9 @@ import gymnasium
 from simenv.errors import ConfigError
 
 AGENTS = {
-    "choice": "agents.choice.model.ChoiceModel",
-    "rank": "agents.choice.model.RankAcceptance",
-    "llm": "agents.llm.user.LLMUser",
+    "choice": "agents.choice.ChoiceModel",
+    "rank": "agents.choice.RankAcceptance",
+    "llm": "agents.llm.LLMUser",
 }
 RECOMMENDERS = {  # those with scores of every item, which a platform's knobs can re-rank
     "popularity": "recommenders.popularity.Popularity",
@@ -48,7 +48,7 @@ def register_envs() -> None:
 
 
 def resolve(path: str) -> Any:
-    """The object at a dotted path, e.g. ``agents.choice.model.ChoiceModel``.
+    """The object at a dotted path, e.g. ``agents.choice.ChoiceModel``.
 
     Raises:
         ConfigError: there is none.

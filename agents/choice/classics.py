@@ -1,7 +1,7 @@
 """User models of classic papers whose utilities are a table, not a factor model: Chaney 2018, Jiang 2019, Aridor 2020.
 
-They exist to replicate published results (docs/replications.md); everyday work uses `agents.choice.model`. Their users do
-not rate, and stay for every page. They know nothing of recommenders or of what the papers found.
+They exist to replicate published results (docs/replications.md); everyday work uses `agents.choice.model`. Their users
+do not rate, and stay for every page. They know nothing of recommenders or of what the papers found.
 """
 
 from __future__ import annotations

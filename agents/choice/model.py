@@ -1,7 +1,7 @@
 """The embedded user models: ChoiceModel, a position-biased logit, and RankAcceptance, which looks at ranks alone.
 
 A click is a Bernoulli draw of P(examined) * P(chosen | examined). The choice step is compiled, in `agents.choice.rule`;
-`tests/agents/test_choice.py` holds the same step in plain NumPy.
+`tests/agents/choice/test_choice.py` holds the same step in plain NumPy.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from agents.base import UserModel, require
 from agents.choice.rule import PAGE, ROUND, SEED, USER, answer_pages, scratch, unpack_rule
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
-from simenv.randomness import Key, Purpose, uniforms
 from simenv.metrics.reference import midrank_percentile
+from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Responses
 
 if TYPE_CHECKING:

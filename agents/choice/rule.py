@@ -1,4 +1,4 @@
-"""The choice rule of `agents.choice.model.ChoiceModel`, compiled: one pass over a batch of pages.
+"""The choice rule of `agents.choice.ChoiceModel`, compiled: one pass over a batch of pages.
 
 The one place where it is written. What changes in users may lie in rows of users (a population) or in rows of its own
 (sessions); the rule does not know which, nor what becomes of the users afterwards.

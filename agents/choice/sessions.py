@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from agents.choice.model import ChoiceModel
 from agents.choice.rule import answer_pages, scratch, unpack_rule
 from agents.population.rows import live_through
-from agents.sessions.rows import UTILITY, finish_rows, first_unknown, observe_rows, serve_rows
 from agents.sessions.base import Observation, Sessions
+from agents.sessions.rows import UTILITY, finish_rows, first_unknown, observe_rows, serve_rows
 from simenv.datasets.base import LongArray
 
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simenv.language_models import Message
 from agents.llm.memory import Events, Retrieval, importance
-from agents.population.rows import Population
 from agents.llm.templates import Prompts, plain
+from agents.population.rows import Population
 from simenv.datasets.base import Dataset
+from simenv.language_models import Message
 
 OTHERS_PRIOR = 5.0  # an item's mean rating counts as if this many ratings of the population's mean came with it
 

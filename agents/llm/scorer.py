@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simenv.language_models import LanguageModel, LanguageModelError, Message, Request, UnansweredError, run
-from agents.llm.prompt import PagePrompt
 from agents.llm.answers import PageScores, ParseError, opaque_ids, page_schema, parse_page, without_wrapping
+from agents.llm.prompt import PagePrompt
+from simenv.language_models import LanguageModel, LanguageModelError, Message, Request, UnansweredError, run
 from simenv.randomness import Key, Purpose, uniforms
 
 FEWEST_PAGES = 20  # pages before a share of fallbacks means anything

@@ -17,17 +17,17 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.llm.calibration import Calibration, OwnRatings
 from agents.base import UserModel, require
 from agents.choice.model import ChoiceModel, first_copies
-from simenv.language_models import LanguageModel
+from agents.llm.calibration import Calibration, OwnRatings
 from agents.llm.memory import Retrieval
 from agents.llm.prompt import OthersRatings, PagePrompt
 from agents.llm.scorer import Estimate, PageScorer
-from agents.population.rows import Dynamics
 from agents.llm.templates import Prompts, plain
+from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, LongArray, Tastes
 from simenv.errors import ConfigError
+from simenv.language_models import LanguageModel
 from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Responses
 

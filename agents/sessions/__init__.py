@@ -1,1 +1,1 @@
-"""agents.sessions.base."""
+"""Sessions of users outside the rounds of a platform: what Gymnasium environments step."""

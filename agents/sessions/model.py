@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.sessions.rows import EPISODE, LEFT, PAGE, SEED, USER, finish_rows, observe_rows, serve_rows
 from agents.sessions.base import Observation, Sessions
+from agents.sessions.rows import EPISODE, LEFT, PAGE, SEED, USER, finish_rows, observe_rows, serve_rows
 from simenv.datasets.base import FloatArray, LongArray
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, uniforms

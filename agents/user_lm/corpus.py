@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import require
-from agents.tastes.discrimination import leave_last_out, match_popularity, pair_keys, sample_unseen
-from simenv.language_models import Message
+from agents.llm.answers import opaque_ids
 from agents.llm.memory import Retrieval
 from agents.llm.prompt import OthersRatings, PagePrompt
-from agents.llm.answers import opaque_ids
-from agents.population.rows import Population
 from agents.llm.templates import Prompts
+from agents.population.rows import Population
 from agents.population.traits import Traits
+from agents.tastes.discrimination import leave_last_out, match_popularity, pair_keys, sample_unseen
 from simenv.datasets.base import Dataset, Head, Interactions, LongArray, Tastes
 from simenv.errors import DataError
+from simenv.language_models import Message
 
 NEGATIVES = ("matched", "uniform")
 NEARLY = 0.2  # difference in the logarithm of popularity
@@ -34,7 +34,7 @@ LIVED_PAGE = 10  # most events of a page that is told as lived through
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptOptions:
-    """How users are told to the model: the options of `agents.llm.user.LLMUser` under which it has to be asked later."""
+    """How users are told to the model: the options of `agents.llm.LLMUser` under which it has to be asked later."""
 
     retrieval: Retrieval = field(default_factory=lambda: Retrieval(importance=0.0, similarity=0.0, top=30))
     memory_size: int = 32

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from agents.base import require
 from agents.choice.model import ChoiceModel
-from simenv.language_models import Completion, LanguageModel, LanguageModelError, Request
-from agents.llm.user import LLMUser
 from agents.llm.answers import opaque_ids
 from agents.llm.templates import Prompts
+from agents.llm.user import LLMUser
 from agents.user_lm.corpus import Example, HeldOut, PromptOptions, blank_tastes, in_two
 from simenv.datasets.base import Dataset, LongArray
 from simenv.errors import DataError
 from simenv.events import Events
+from simenv.language_models import Completion, LanguageModel, LanguageModelError, Request
 from simenv.randomness import Key
 from simenv.slates import Responses
 

@@ -21,9 +21,8 @@ import numpy as np
 
 from agents.base import UserModel
 from agents.population.traits import Traits
-from experiments.realism.bench import tests
 from experiments.bias_loop import NOT_RESULTS, design_from
-from experiments.running.design import Design
+from experiments.realism import tests
 from experiments.realism.baselines import Scores, baselines, item_mean
 from experiments.realism.opinions import Asked, Opinions, opinions
 from experiments.realism.pages import (
@@ -40,6 +39,7 @@ from experiments.realism.pages import (
 )
 from experiments.realism.tests import REAL, Matrix, Row, UserBootstrap
 from experiments.replications.targets import save_figure, write_table
+from experiments.running.design import Design
 from experiments.running.directory import RunDirectory
 from simenv.errors import ConfigError
 
@@ -423,7 +423,7 @@ def plot(folder: Path) -> Path:
     import polars as pl
 
     from experiments.realism.figure import draw
-    from simenv.report.build import build
+    from simenv.report import build
 
     table = pl.read_csv(folder / "tables" / "realism.csv")
     card = json.loads((folder / "run_card.json").read_text())

@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.llm.calibration import Calibration, OwnRatings
 from agents.base import UserModel
+from agents.llm.calibration import Calibration, OwnRatings
 from agents.mixed import MixedUsers
 from experiments.realism.pages import Pages
 from simenv.datasets.base import Dataset
@@ -29,7 +29,7 @@ BATCH = 256  # users whose utilities of the whole catalogue are held at a time
 
 @runtime_checkable
 class ScoresPages(Protocol):
-    """A user model that is asked about whole pages, as `agents.llm.user.LLMUser` is."""
+    """A user model that is asked about whole pages, as `agents.llm.LLMUser` is."""
 
     calibration: Calibration
 
@@ -132,7 +132,7 @@ class Asked(Opinions):
         model: bound to the training part.
         dataset: the training part.
         base_rate: share of random items that a user takes when examining them: the level no log without impressions
-            can tell, the same premise as in `agents.tastes.structures.TasteModel`.
+            can tell, the same premise as in `agents.tastes.TasteModel`.
         folder: answers are kept there, so that an interrupted run does not ask again; must be the run's own.
     """
 

@@ -1,1 +1,1 @@
-"""experiments.replications.targets."""
+"""Published results, played again."""

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from agents.choice.classics import RankDiscountedChoice
 from experiments.bias_loop import design_from
-from experiments.running.design import Design
 from experiments.replications.targets import (
     Target,
     Values,
@@ -32,6 +31,7 @@ from experiments.replications.targets import (
     within,
     write_table,
 )
+from experiments.running.design import Design
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, Tastes
 from simenv.errors import ConfigError
 from simenv.randomness import Key
@@ -309,8 +309,8 @@ def _jaccard(had: NDArray[np.bool_], partner: NDArray[np.int64]) -> float:
 
 def nearest(recommender: Any, rng: np.random.Generator) -> NDArray[np.int64]:
     """Each user's most similar other user in the recommender's own eyes (cosine), ties at random, (n_users,)."""
-    from recommenders.papers import AttributeProfile, SocialFiltering
     from recommenders.factors import FactorRecommender
+    from recommenders.papers import AttributeProfile, SocialFiltering
 
     if isinstance(recommender, AttributeProfile):
         vectors = recommender.profiles()
@@ -336,7 +336,7 @@ def plot(folder: Path) -> Path:
     import polars as pl
 
     from simenv.figures.style import LABEL, arm_styles, key_line, legend_below, new_figure, round_axis, sort_arms
-    from simenv.report.build import build
+    from simenv.report import build
 
     table = pl.read_csv(folder / "tables" / "homogeneity.csv")
     arms = sort_arms(table["arm"].unique().to_list())

@@ -112,7 +112,7 @@ def plot(folder: Path) -> Path:
         round_axis,
         sort_arms,
     )
-    from simenv.report.build import build
+    from simenv.report import build
 
     metrics, table = read_metrics(folder), pl.read_csv(folder / "tables" / "breadth.csv")
     arms = sort_arms(table["arm"].unique().to_list())

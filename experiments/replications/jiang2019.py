@@ -16,8 +16,17 @@ import numpy as np
 
 from agents.choice.classics import DriftingInterest
 from experiments.bias_loop import design_from
+from experiments.replications.targets import (
+    Target,
+    above,
+    read_metrics,
+    replicate,
+    reported,
+    save_figure,
+    series,
+    within,
+)
 from experiments.running.design import Design
-from experiments.replications.targets import Target, above, read_metrics, replicate, reported, save_figure, series, within
 from simenv.conclusions.statistics import Interval
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, Tastes
 from simenv.errors import ConfigError
@@ -99,7 +108,9 @@ def probe(platform: Platform) -> dict[str, float]:
     """Distance of the users' interests from where they began: mean, and standard error over users."""
     users = platform.users
     if not isinstance(users, DriftingInterest):
-        raise ConfigError(f"agent: {type(users).__name__} has no interests; expected agents.choice.classics.DriftingInterest")
+        raise ConfigError(
+            f"agent: {type(users).__name__} has no interests; expected agents.choice.classics.DriftingInterest"
+        )
     drift = users.drift
     error = float(drift.std(ddof=1) / np.sqrt(len(drift))) if len(drift) > 1 else float("nan")
     return {"interest_drift": float(drift.mean()), "interest_drift_se": error}
@@ -183,7 +194,7 @@ def plot(folder: Path) -> Path:
         new_figure,
         sort_arms,
     )
-    from simenv.report.build import build
+    from simenv.report import build
 
     metrics = read_metrics(folder)
     arms = sort_arms(_arms(folder))

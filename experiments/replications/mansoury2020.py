@@ -108,7 +108,7 @@ def _identity_gap(folder: Path, arm: str) -> float:
 def plot(folder: Path) -> Path:
     """Loop minus frozen control over the rounds, and the page."""
     from simenv.figures.style import INK, arm_styles, draw_line, key_line, label_axes, legend_below, small_multiples
-    from simenv.report.build import build
+    from simenv.report import build
 
     metrics, arms = read_metrics(folder), _arms(folder)
     styles = arm_styles(arms)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from experiments.bias_loop import design_from
-from experiments.running.design import Design
 from experiments.replications.targets import (
     Target,
     Values,
@@ -31,6 +30,7 @@ from experiments.replications.targets import (
     series,
     write_table,
 )
+from experiments.running.design import Design
 from simenv.errors import ConfigError
 from simenv.metrics.formulas import gini
 from simenv.platform import Mode, Platform
@@ -125,7 +125,7 @@ def plot(folder: Path) -> Path:
     import polars as pl
 
     from simenv.figures.style import INK, LABEL, draw_line, label_ends, new_figure, round_axis
-    from simenv.report.build import build
+    from simenv.report import build
 
     design = design_of(folder)
     arm, levels = design.arms[0][0], adoptions(design)

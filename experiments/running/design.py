@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from agents.base import UserModel
-from agents.tastes.structures import TasteModel
 from agents.population.traits import Traits
+from agents.tastes.structures import TasteModel
 from simenv.datasets.base import Dataset, Tastes
 from simenv.errors import ConfigError, MissingExtraError, SimenvError
-from simenv.platform import Mode, Platform, Schedule
 from simenv.metrics.reference import Reference
+from simenv.platform import Mode, Platform, Schedule
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 REFERENCE_ARMS = {"none": "none", "random": "loop", "oracle": "loop"}
 _EXTRAS = {
     "torch": "p5",
@@ -81,7 +81,7 @@ class Design:
     agent: Spec
     recommenders: Mapping[str, Spec]
     arms: tuple[tuple[str, str], ...]
-    tastes: Spec = field(default_factory=lambda: {"_target_": "agents.tastes.structures.FactorTastes"})
+    tastes: Spec = field(default_factory=lambda: {"_target_": "agents.tastes.FactorTastes"})
     refit_tastes: bool = False
     seed: int = 0
     n_seeds: int = 1
@@ -158,7 +158,7 @@ class Design:
         """The structure of fitted tastes."""
         model = build(self.tastes, "tastes")
         if not isinstance(model, TasteModel):
-            raise ConfigError(f"tastes: {type(model).__name__} is no agents.tastes.structures.TasteModel")
+            raise ConfigError(f"tastes: {type(model).__name__} is no agents.tastes.TasteModel")
         return model
 
     def make_recommender(self, arm: str) -> Any:

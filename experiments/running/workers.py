@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.running.design import Design, Job, World
-from experiments.running.jobs import JobRun, check_gates
 from experiments.running.directory import RunDirectory
+from experiments.running.jobs import JobRun, check_gates
 from simenv.errors import ConfigError
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")

@@ -1,1 +1,1 @@
-"""experiments.users."""
+"""Making users: trained on behaviour, distilled from a log, and judged on logged pages."""

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from agents.choice.model import ChoiceModel
 from experiments.bias_loop import NOT_RESULTS, Carrying, play
-from experiments.running.design import Design, Job
-from experiments.users.fitting import Fit, Log, click_logits, fit_all, go_through, plain_spec
 from experiments.realism.tests import Matrix, Row, UserBootstrap, mean, ratio
 from experiments.replications.targets import config_of, design_of, read_metrics, save_figure, write_table
+from experiments.running.design import Design, Job
 from experiments.running.directory import RunDirectory
+from experiments.users.fitting import Fit, Log, click_logits, fit_all, go_through, plain_spec
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import read_events
 
@@ -187,7 +187,7 @@ def plot(folder: Path) -> Path:
     import polars as pl
 
     from simenv.figures.style import FAINT, INK, LABEL, arm_styles, new_figure
-    from simenv.report.build import build
+    from simenv.report import build
 
     bins = pl.read_csv(folder / "tables" / "click_rate.csv")
     figure, grid = new_figure(1, 1, (5.6, 5.2))

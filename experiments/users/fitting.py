@@ -20,8 +20,8 @@ from agents.population.rows import Dynamics, Population
 from experiments.running.design import World
 from simenv.errors import ConfigError
 from simenv.events import Events
-from simenv.randomness import Key
 from simenv.metrics.reference import genre_weights, midrank_percentile
+from simenv.randomness import Key
 from simenv.slates import Responses
 
 Matrix = NDArray[np.float64]
@@ -69,7 +69,7 @@ def plain_spec(start: Mapping[str, Any]) -> dict[str, Any]:
     from agents.choice.model import ChoiceModel
 
     defaults = {name: option.default for name, option in inspect.signature(ChoiceModel).parameters.items()}
-    return {"_target_": "agents.choice.model.ChoiceModel"} | defaults | {k: v for k, v in start.items() if k in defaults}
+    return {"_target_": "agents.choice.ChoiceModel"} | defaults | {k: v for k, v in start.items() if k in defaults}
 
 
 def go_through(world: World, events: Events, dynamics: Dynamics, *, repeat: str) -> Log:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from agents.llm.memory import Retrieval
 from agents.user_lm import Corpus, Example, HeldOut, LoggedPages, PromptOptions, ShownLog
 from experiments.bias_loop import NOT_RESULTS, design_from
-from experiments.users.logged_pages import MODEL, judge, read_logs
 from experiments.replications.targets import config_of, save_figure, write_table
 from experiments.running.directory import RunDirectory, card_of_machine
+from experiments.users.logged_pages import MODEL, judge, read_logs
 from simenv.datasets.base import Dataset
 from simenv.errors import ConfigError
 
@@ -206,7 +206,7 @@ def prompt_options(agent: Mapping[str, Any]) -> PromptOptions:
         ConfigError: the agent is not one that a language model drives, or its prompts need tastes.
     """
     if "retrieval" not in agent:
-        raise ConfigError("agent: expected agent=user-lm, or one with the options of agents.llm.user.LLMUser")
+        raise ConfigError("agent: expected agent=user-lm, or one with the options of agents.llm.LLMUser")
     retrieval = Retrieval(**{name: value for name, value in agent["retrieval"].items() if not name.startswith("_")})
     if retrieval.similarity:
         raise ConfigError(
@@ -322,7 +322,7 @@ def train(
 
 
 def score(losses: Sequence[float]) -> dict[str, float]:
-    """Mean loss of the first and of the last pass, nats; how real the users are is for `experiments.realism.bench` to say."""
+    """Mean loss of the first and of the last pass, nats; how real the users are is for `experiments.realism` to say."""
     return {"first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4)}
 
 
@@ -344,7 +344,7 @@ def plot(folder: Path) -> Path:
     """The figure of the loss and the page, from the directory's files alone."""
     import polars as pl
 
-    from simenv.report.build import build
+    from simenv.report import build
 
     table = pl.read_csv(folder / "tables" / "training.csv")
     save_figure(

@@ -1,1 +1,1 @@
-"""recommenders.evaluation.offline."""
+"""How good recommendations are, offline: rankings, ratings, explanations, lists and logged policies."""

@@ -1,1 +1,1 @@
-"""recommenders.neural."""
+"""Neural recommenders that read a history as a sequence."""

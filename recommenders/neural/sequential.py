@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recommenders.base import Recommender
-from simenv.training.histories import Histories
-from simenv.training.loop import Progress, Training, TrainingOptions, pick_device, validation_ndcg
 from simenv.datasets.base import Interactions, LongArray
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, generator
+from simenv.training.histories import Histories
+from simenv.training.loop import Progress, Training, TrainingOptions, pick_device, validation_ndcg
 
 
 class SequenceNetwork(nn.Module):

@@ -97,8 +97,8 @@ def make(model: str, settings: dict[str, Any]) -> Any:
     Raises:
         ConfigError: on an option its constructor does not take.
     """
-    from recommenders.p5.prompted import P5
     from recommenders.p5.generative import P5Fast
+    from recommenders.p5.prompted import P5
 
     try:
         return {"p5": P5, "p5-fast": P5Fast}[model](**settings)
@@ -122,10 +122,10 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     from recommenders.evaluation.offline import leave_one_out
-    from simenv.training.processes import Processes
     from recommenders.p5.language.prompts import FAMILIES
     from simenv.datasets.reviews import reviewer_of
     from simenv.randomness import Key
+    from simenv.training.processes import Processes
 
     settings = parse_settings(options.settings)
     card = {
@@ -201,8 +201,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _evaluate_words(recommender: Any, dataset: Any, split: Any, *, unseen: bool) -> None:
     """Stars, explanations and summaries of the test interactions, for the families that were trained."""
-    from recommenders.evaluation.offline import rating_errors, text_overlap
     from recommenders.evaluation.explanations import baselines, faithfulness, read
+    from recommenders.evaluation.offline import rating_errors, text_overlap
     from simenv.datasets.reviews import reviewer_of
 
     log = dataset.interactions
@@ -260,8 +260,8 @@ def _recommend(options: argparse.Namespace) -> None:
 def _diagnose(options: argparse.Namespace) -> None:
     import polars as pl
 
-    from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks, seen_mask
     from recommenders.evaluation.lists import list_events, midrank_percentile, popularity_row
+    from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks, seen_mask
     from simenv.figures import plot_lift_against_history, plot_popularity_by_rank
     from simenv.randomness import Key
     from simenv.slates import pack

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recommenders.base import Recommender
-from recommenders.p5.networks.fast import FastModel, FastOptions
-from simenv.training.histories import Histories
 from recommenders.p5.indexes.base import IndexSource, ItemIndex, build_index
-from simenv.training.processes import Processes
-from simenv.training.loop import Progress, Training, TrainingOptions, pick_device, validation_ndcg
+from recommenders.p5.networks.fast import FastModel, FastOptions
 from recommenders.p5.trie import EXACT_LIMIT, PathScorer, Trie, beam_items, item_scores
 from simenv.datasets.base import Catalog, Dataset, IntArray, Interactions, LongArray
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.randomness import Key, Purpose, generator
 from simenv.slates import Slates, unpack
+from simenv.training.histories import Histories
+from simenv.training.loop import Progress, Training, TrainingOptions, pick_device, validation_ndcg
+from simenv.training.processes import Processes
 
 FINE_TUNING_RATE = 0.2  # share of the learning rate at which `update` starts
 

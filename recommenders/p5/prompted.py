@@ -16,21 +16,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recommenders.p5.language.fair import FairOptions, FairPrefix, train_prefix
-from simenv.training.histories import Histories
-from recommenders.p5.networks.llama import LlamaNetwork
-from recommenders.p5.language.batches import Batch, PromptBatches
-from recommenders.p5.networks.prompt import PromptNetwork
-from recommenders.p5.language.prompts import Prompt, load_prompts
 from recommenders.p5.generative import GenerativeRecommender
+from recommenders.p5.language.batches import Batch, PromptBatches
+from recommenders.p5.language.fair import FairOptions, FairPrefix, train_prefix
+from recommenders.p5.language.prompts import Prompt, load_prompts
+from recommenders.p5.language.text import (
+    END,
+    PAD,
+    CheckpointWords,
+    OwnWords,
+    Rows,
+    TextData,
+    Vocabulary,
+    Words,
+    own_words,
+)
+from recommenders.p5.networks.llama import LlamaNetwork
+from recommenders.p5.networks.prompt import PromptNetwork
 from recommenders.p5.networks.t5 import P5Network, T5Options
-from recommenders.p5.language.text import END, PAD, CheckpointWords, OwnWords, Rows, TextData, Vocabulary, Words, own_words
-from simenv.training.loop import TrainingOptions, seeded
 from recommenders.p5.trie import PathScorer
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.datasets.reviews import Reviewer, Reviews, reviewer_of
 from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
 from simenv.randomness import Key, Purpose, generator
+from simenv.training.histories import Histories
+from simenv.training.loop import TrainingOptions, seeded
 
 
 class P5(GenerativeRecommender):
@@ -42,7 +52,8 @@ class P5(GenerativeRecommender):
         ask: prompt to recommend with: `seen`, `unseen`, or `none` (the bare history).
         other_share: rows of the other families per row of the sequential one.
         backbone: `t5` (encoder-decoder) or `llama` (decoder-only, as in OpenP5).
-        embedding_size, layers, heads, dropout, checkpoint_path, item_input, lora: see `recommenders.p5.networks.t5.T5Options`.
+        embedding_size, layers, heads, dropout, checkpoint_path, item_input, lora: see
+            `recommenders.p5.networks.t5.T5Options`.
         user_input: `digits`: an id is three tokens of base 100, which users share; `own`: each user has a token, and so
             a memory, as explanations need (Li et al. 2021, "PETER"; 2023, "PEPLER").
         fair: hide a user attribute behind a counterfactually fair prompt (UP5, Hua et al. 2024), trained after the rest

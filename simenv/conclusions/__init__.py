@@ -1,1 +1,1 @@
-"""simenv.conclusions."""
+"""From measurements to conclusions: paired statistics, claims and their verdicts."""

@@ -3,9 +3,9 @@
 The rating head of a synthetic world is a sum: quality of the item, taste for each of its genres, taste for each aspect
 of its style, the user's own level. The largest terms of that sum are what a review of this world speaks of, with the
 sign they have; they are kept beside the words, so that what a model says can be held against the truth
-(`recommenders.evaluation.explanations`). The user's level and the noise of a rating move the stars but say nothing about the item:
-they show in the verdict alone. Popularity, conformity and satiation are not in the warm start's ratings and so in no
-review. The module does not know who reads the reviews.
+(`recommenders.evaluation.explanations`). The user's level and the noise of a rating move the stars but say nothing
+about the item: they show in the verdict alone. Popularity, conformity and satiation are not in the warm start's
+ratings and so in no review. The module does not know who reads the reviews.
 """
 
 from __future__ import annotations

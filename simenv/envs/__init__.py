@@ -1,1 +1,1 @@
-"""Gymnasium environments: one session, a vector of sessions, a platform, named tasks, and wrappers around them."""
+"""Gymnasium environments over simulated users: one session, many, or a whole platform."""

@@ -18,9 +18,9 @@ from simenv.envs.world import check_options, check_size, make_world
 from simenv.errors import SimenvError
 from simenv.events import Events
 from simenv.metrics.formulas import coverage, gini
+from simenv.metrics.reference import Group, Reference
 from simenv.metrics.table import METRICS
 from simenv.randomness import hash64
-from simenv.metrics.reference import Group, Reference
 from simenv.registration import RECOMMENDERS, make, resolve
 
 KNOBS = ("exploration", "popularity_penalty", "calibration")

@@ -40,11 +40,11 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
     legal. Of duplicates the first copy counts; later copies, and under ``repeat=never`` items the user has consumed
     before, act as empty slots: they are never examined and have utility 0. `action_masks` says which items these are.
 
-    Observation: a Dict of arrays. ``user`` (n_genres + 3,): shares of the genres consumed, and the three figures of
-    `simenv.metrics.profile`: activity, diversity, mean rating. ``history_items``, ``history_clicks``, ``history_ratings``
-    (history_size,): impressions, newest page first and each page from the top, before them the warm start; -1, 0 and
-    "no rating" where there is none. ``slate``, ``clicks``, ``ratings`` (slate_size,): the last page. ``page`` (1,):
-    pages shown. "No rating" is one step below the scale, 0 on a scale of 1 to 5.
+    Observation: a Dict of arrays. ``user`` (n_genres + 3,): shares of the genres consumed, and the three figures
+    of `simenv.metrics.profile`: activity, diversity, mean rating. ``history_items``, ``history_clicks``,
+    ``history_ratings`` (history_size,): impressions, newest page first and each page from the top, before them the
+    warm start; -1, 0 and "no rating" where there is none. ``slate``, ``clicks``, ``ratings`` (slate_size,): the last
+    page. ``page`` (1,): pages shown. "No rating" is one step below the scale, 0 on a scale of 1 to 5.
 
     Reward: see `simenv.envs.rewards`; clicks by default.
 

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from simenv.metrics.comparisons import lorenz
 from simenv.errors import DataError
 from simenv.figures.style import (
     FAINT,
@@ -43,6 +42,7 @@ from simenv.figures.style import (
     sort_modes,
     t_interval,
 )
+from simenv.metrics.comparisons import lorenz
 from simenv.metrics.formulas import gini, spearman
 
 Frame = pl.DataFrame | pl.LazyFrame

@@ -4,6 +4,7 @@
 """
 
 from simenv.language_models.accounting import Budget, Ledger
+from simenv.language_models.background_loop import run
 from simenv.language_models.base import (
     CacheMiss,
     Completion,
@@ -15,7 +16,6 @@ from simenv.language_models.base import (
     TransientError,
     UnansweredError,
 )
-from simenv.language_models.background_loop import run
 from simenv.language_models.factories import CARRYING, connect, openai, replay, transformers
 
 __all__ = [

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simenv.language_models.background_loop import when_dropped
 from simenv.errors import BudgetExhausted, ConfigError
+from simenv.language_models.background_loop import when_dropped
 
 COUNTERS = (
     "calls",

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from simenv.language_models.accounting import Ledger
 from simenv.errors import ConfigError, SimenvError
+from simenv.language_models.accounting import Ledger
 
 
 class LanguageModelError(SimenvError):

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simenv.language_models.base import CacheMiss, Completion, Decorator, LanguageModel, Request, UnansweredError
-from simenv.language_models.background_loop import when_dropped
 from simenv.errors import ConfigError
+from simenv.language_models.background_loop import when_dropped
+from simenv.language_models.base import CacheMiss, Completion, Decorator, LanguageModel, Request, UnansweredError
 
 _CREATE = """
 CREATE TABLE IF NOT EXISTS answers (

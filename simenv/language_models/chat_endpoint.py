@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jinja2
 
-from simenv.language_models.base import Completion, Message, Request, UnansweredError
 from simenv.errors import ConfigError, MissingExtraError
+from simenv.language_models.base import Completion, Message, Request, UnansweredError
 
 try:
     from pydantic import BaseModel, ConfigDict, Field, ValidationError

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from simenv.errors import ConfigError
 from simenv.language_models.accounting import Budget, Spending
 from simenv.language_models.base import (
     Completion,
@@ -20,7 +21,6 @@ from simenv.language_models.base import (
     TransientError,
     UnansweredError,
 )
-from simenv.errors import ConfigError
 from simenv.randomness import hash64
 
 LONGEST_BACKOFF = 60.0

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from simenv.errors import ConfigError
+from simenv.language_models.background_loop import when_dropped
 from simenv.language_models.base import (
     Completion,
     LanguageModel,
@@ -27,8 +29,6 @@ from simenv.language_models.base import (
     UnansweredError,
     estimate_tokens,
 )
-from simenv.language_models.background_loop import when_dropped
-from simenv.errors import ConfigError
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI

@@ -1,4 +1,4 @@
-"""python -m simenv.language_models.serve: an OpenAI-compatible endpoint on loopback in front of a model in a local folder.
+"""An OpenAI-compatible endpoint on loopback in front of a model in a local folder.
 
     python -m simenv.language_models.serve --path FOLDER --readout logits --port 8000
     python run.py +experiment=bias_loop agent=llm llm=openai llm.model=NAME:logits llm.base_url=http://127.0.0.1:8000/v1
@@ -106,7 +106,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m simenv.language_models.serve", description="an OpenAI-compatible endpoint in front of a local language model"
+        prog="python -m simenv.language_models.serve",
+        description="an OpenAI-compatible endpoint in front of a local language model",
     )
     parser.add_argument("--path", required=True, metavar="FOLDER", help="a causal model with a chat template")
     parser.add_argument("--model", metavar="NAME", help="as clients call it; the folder's by default")

@@ -20,9 +20,9 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv.errors import ConfigError, MissingExtraError
 from simenv.language_models.answer_slots import Slot, lead, skeleton, slots
 from simenv.language_models.base import Completion, LanguageModel, Message, Request, UnansweredError
-from simenv.errors import ConfigError, MissingExtraError
 
 try:
     import torch

@@ -1,7 +1,7 @@
 """The metrics of `metrics.csv`: the `Metric` protocol, the table of them, and the rows of a run.
 
-`METRICS` binds the functions of `simenv.metrics.formulas` to the columns of `Events` and to the round-0 `Reference`. The
-module does not know how events came about, nor what is compared with what: differences between arms, groups and
+`METRICS` binds the functions of `simenv.metrics.formulas` to the columns of `Events` and to the round-0 `Reference`.
+The module does not know how events came about, nor what is compared with what: differences between arms, groups and
 rounds are in `simenv.metrics.comparisons`.
 """
 

@@ -1,1 +1,20 @@
-"""simenv.report.build."""
+"""The report of a run: figures and a self-contained page (``python -m simenv.report DIR``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simenv.faces import lazy
+
+if TYPE_CHECKING:
+    from simenv.report.page import build, compare
+
+__all__ = ["build", "compare"]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "build": "simenv.report.page",
+        "compare": "simenv.report.page",
+    },
+)

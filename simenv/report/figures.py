@@ -1,6 +1,6 @@
 """Which figures a report has, in which order, and how to read them.
 
-The module does not know how a figure is drawn (`simenv.figures`) or how a page is laid out (`simenv.report.build`).
+The module does not know how a figure is drawn (`simenv.figures`) or how a page is laid out (`simenv.report.page`).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""simenv.training."""
+"""Training networks: the loop with its schedule and checkpoints, several processes, and histories as rows."""

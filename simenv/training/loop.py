@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from simenv.training.histories import Histories
-from simenv.training.processes import Processes, local_place
 from simenv.datasets.base import IntArray, LongArray
 from simenv.errors import ConfigError, RunDirectoryError
+from simenv.training.histories import Histories
+from simenv.training.processes import Processes, local_place
 
 Batch = Any
 GRADIENT_NORM = 1.0

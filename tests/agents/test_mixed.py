@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from agents.choice.model import ChoiceModel, RankAcceptance
-from simenv.language_models import openai
 from agents.llm.user import LLMUser
 from agents.mixed import MixedUsers, corrected_ratio, probe, stratified
 from recommenders.popularity import Popularity
 from simenv.datasets import synthetic
 from simenv.errors import ConfigError
+from simenv.language_models import openai
 from simenv.platform import Platform, Schedule
 from simenv.randomness import Key
-from tests.agents.llm_server import LLMServer
+from tests.simenv.language_models.llm_server import LLMServer
 
 WORLD = synthetic(n_users=200, n_items=150, seed=4)
 EVERYONE = np.arange(WORLD.n_users)

@@ -13,9 +13,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import bias_loop, compare
-from simenv.conclusions.claims import Claim, judge
 from experiments.running.design import CONF
 from recommenders.base import Recommender
+from simenv.conclusions.claims import Claim, judge
 from simenv.errors import ConfigError
 
 

@@ -3,8 +3,8 @@ import pytest
 from scipy.optimize import nnls
 
 from experiments.replications.chaney2018 import world
-from recommenders.papers import AttributeProfile, NewestInterleaved, SocialFiltering
 from recommenders.oracle import Oracle
+from recommenders.papers import AttributeProfile, NewestInterleaved, SocialFiltering
 from recommenders.popularity import Popularity, Random
 from recommenders.testing import KEY, small_dataset, small_log
 from simenv.errors import ConfigError, RecommenderError

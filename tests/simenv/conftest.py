@@ -16,7 +16,7 @@ def reported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     In regime `always` the first supported claim is decided the other way, and all others are open.
     """
-    from simenv.report.build import build as report
+    from simenv import report
 
     folder = write_run(
         tmp_path_factory.mktemp("reported") / "run", arms=("random", "als", "oracle"), rounds=4, regimes=("always",)

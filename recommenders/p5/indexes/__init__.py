@@ -1,1 +1,1 @@
-"""recommenders.p5.indexes."""
+"""Item indexes of P5: which tokens spell an item."""

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simenv.training.histories import Histories
 from simenv.datasets.base import Catalog, IntArray, LongArray
 from simenv.errors import ConfigError, DataError, RunDirectoryError
+from simenv.training.histories import Histories
 
 Paths = NDArray[np.int64]  # (n_items, depth), level-local tokens from 0
 

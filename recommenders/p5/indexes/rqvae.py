@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recommenders.p5.indexes.clustering import singular_vectors
 from recommenders.p5.indexes.base import IndexSource, Paths, with_collision_token
-from simenv.training.loop import seeded
+from recommenders.p5.indexes.clustering import singular_vectors
 from simenv.errors import ConfigError
+from simenv.training.loop import seeded
 
 COMMITMENT = 0.25  # weight of the encoder's pull towards the codebook, as in the paper
 REVIVE_EVERY = 25  # steps between two searches for codewords that nothing uses

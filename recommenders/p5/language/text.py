@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from simenv.training.histories import Histories
 from recommenders.p5.language.prompts import OTHER_REVIEWS, Piece, Prompt, PromptBook
 from simenv.datasets.base import Catalog, LongArray
 from simenv.datasets.reviews import Reviews
 from simenv.errors import ConfigError
+from simenv.training.histories import Histories
 
 PAD, END, UNKNOWN = 0, 1, 2  # as in T5's own vocabularies
 USER_BASE = 100  # user ids are written in this base

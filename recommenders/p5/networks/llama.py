@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from recommenders.p5.language.text import PAD, Vocabulary
 from recommenders.p5.networks.prompt import MAX_WORDS, PromptNetwork
 from recommenders.p5.networks.t5 import T5Options
-from recommenders.p5.language.text import PAD, Vocabulary
 from recommenders.p5.trie import Level, child_logits
 from simenv.errors import ConfigError
 

@@ -1,8 +1,8 @@
 """What every p5 backbone shares: reading rendered rows, and the likelihood of item codes and words.
 
-Inputs are rendered rows (`recommenders.p5.language.text`): tokens below the vocabulary's size, items above it. An item is read
-as one vector pooled from its code tokens, or as those tokens with whole-word embeddings (Geng et al. 2022, "P5",
-section 3.3). The module does not know what lies between embeddings and states.
+Inputs are rendered rows (`recommenders.p5.language.text`): tokens below the vocabulary's size, items above it. An item
+is read as one vector pooled from its code tokens, or as those tokens with whole-word embeddings (Geng et al. 2022,
+"P5", section 3.3). The module does not know what lies between embeddings and states.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from recommenders.p5.language.text import PAD, Vocabulary
 from recommenders.p5.networks.prompt import MAX_WORDS, PromptNetwork
 from recommenders.p5.networks.t5_decoding import T5Scorer, encoded
-from recommenders.p5.language.text import PAD, Vocabulary
 from simenv.errors import ConfigError, MissingExtraError
 
 

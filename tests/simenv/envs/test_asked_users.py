@@ -14,7 +14,6 @@ from gymnasium.utils.env_checker import check_env
 
 import simenv  # noqa: F401 - registers the environments
 from agents.choice.model import ChoiceModel
-from simenv.language_models import LanguageModelError, openai
 from agents.llm.user import LLMUser
 from simenv.datasets import Dataset, synthetic
 from simenv.envs.platform_env import PlatformEnv
@@ -22,7 +21,8 @@ from simenv.envs.slate import SlateEnv
 from simenv.envs.vector import SlateVectorEnv
 from simenv.envs.world import EPISODE
 from simenv.errors import BudgetExhausted, ConfigError
-from tests.agents.llm_server import LLMServer
+from simenv.language_models import LanguageModelError, openai
+from tests.simenv.language_models.llm_server import LLMServer
 
 B = 4
 STAYS = {"exit_base": -50.0}

@@ -346,7 +346,7 @@ def test_steps_out_of_turn_are_refused(small_world: Dataset) -> None:
         ({"dataset": {"name": "synthetic", "n_itms": 5}}, "unknown option 'n_itms'"),
         ({"agent": "chocie"}, "agent='chocie': unknown; expected one of choice, rank, llm"),
         ({"agent": {"name": "choice", "tast": 1}}, "agent:.*tast"),
-        ({"agent": {"_target_": "agents.choice.model.Nobody"}}, "agents.choice.model.Nobody"),
+        ({"agent": {"_target_": "agents.choice.Nobody"}}, "agents.choice.Nobody"),
         ({"agent": 3}, "agent=3"),
         ({"repeat": "cooldown"}, "repeat='cooldown'"),
         ({"render_mode": "human"}, "render_mode='human'"),

@@ -1,0 +1,226 @@
+"""The report: figures and one self-contained page, rebuilt from a run directory alone.
+
+``python -m simenv.report DIR`` writes ``DIR/figures/*.png`` and ``DIR/report.html``; with several directories it writes
+a page that compares them. The page carries its images and style, needs no network and runs no script; the same
+directory gives the same bytes. The module does not know how a run was made or how a figure is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from simenv.errors import RunDirectoryError, SimenvError
+from simenv.figures import plot_runs
+from simenv.figures.style import png_bytes, same_styles, sort_arms
+from simenv.report import views
+from simenv.report.figures import SPECS, Drawn, draw_figures
+from simenv.report.run_data import VERDICTS, RunData, read_run
+
+COMPARED_METRICS = {
+    "arp_pct": "Popularity percentile of what is shown",
+    "gini": "Gini of exposure",
+    "true_utility": "Utility of what was shown",
+    "jaccard": "Overlap between users",
+}
+OWN_SECTIONS = ("question", "command", "gates", "llm")  # of the run card, shown outside its table
+FOLD_FROM = 12  # claims; with more, those neither supported nor flipping are folded away
+
+
+def build(folder: Path | str) -> Path:
+    """Draw the figures of a run directory and write its report; returns the path of `report.html`.
+
+    Raises:
+        RunDirectoryError: if `folder` is not a run directory, or a file in it is damaged or cannot be written.
+    """
+    run = read_run(folder)
+    drawn = list(draw_figures(run))
+    page = run.folder / "report.html"
+    images: dict[Path, bytes | None] = {run.folder / "figures" / f"{spec.name}.png": None for spec in SPECS}
+    images |= {run.folder / "figures" / f"{d.spec.name}.png": d.png for d in drawn}
+    _write(images, page, _render("report.html.j2", _report_page(run, drawn)))
+    return page
+
+
+def compare(folders: Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Write a page that sets several runs side by side: claims joined, key metrics overlaid, figures in pairs.
+
+    Args:
+        folders: two or more run directories.
+        out: the page; default `compare.html` in the first directory.
+
+    Raises:
+        RunDirectoryError: if one of them is not a run directory, or the page cannot be written.
+    """
+    runs = dict(zip(_distinct_names(folders), [read_run(folder) for folder in folders], strict=True))
+    page = Path(out) if out is not None else Path(folders[0]) / "compare.html"
+    _write({}, page, _render("compare.html.j2", _compare_page(runs)))
+    return page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m simenv.report", description="Rebuild or compare reports of runs.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run directory; several are compared")
+    parser.add_argument("--out", type=Path, help="where to write the comparison (default: FIRST_DIR/compare.html)")
+    options = parser.parse_args(argv)
+    try:
+        if len(options.folders) > 1:
+            page = compare(options.folders, options.out)
+        elif options.out is not None:
+            raise RunDirectoryError("--out is for a comparison; expected two or more run directories with it")
+        else:
+            page = build(options.folders[0])
+    except SimenvError as error:
+        if os.environ.get("SIMENV_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(page)
+    return 0
+
+
+# -- pages ----------------------------------------------------------------------------------------------------
+
+
+def _report_page(run: RunData, drawn: Sequence[Drawn]) -> dict[str, Any]:
+    """Everything the template of one run shows."""
+    card = run.card
+    claims = [views.claim_view(claim, run) for claim in run.claims or []]
+    return {
+        "title": card.get("question") or f"Run {run.name}",
+        "run": run.name,
+        "regime": run.regime,
+        "played": run.metrics is not None,
+        "seeds": run.n_seeds or len(card.get("seeds") or []),
+        "arms": sort_arms(run.arms),
+        "evaluated": run.claims is not None,
+        "primary": [claim for claim in claims if claim["primary"]],
+        "kinds": views.by_kind([claim for claim in claims if not claim["primary"]]),
+        "fold": len(claims) > FOLD_FROM,
+        "counts": {verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS},
+        "flips": [claim for claim in claims if claim["flip"]],
+        "claims": claims,
+        "regimes": list(run.regimes),
+        "user_models": list(run.user_models),
+        "sign_changes": [claim for claim in claims if claim["sign_changes"]],
+        "figures": [
+            *_own_figures(run),
+            *(views.figure_view(d.spec.title, d.spec.caption, d.spec.alt, d.png) for d in drawn if d.png is not None),
+        ],
+        "not_drawn": []
+        if run.metrics is None
+        else [{"title": d.spec.title, "reason": d.reason} for d in drawn if d.png is None],
+        "most_shown": views.most_shown(run),
+        "tables": [views.table_view(name, frame) for name, frame in run.tables.items()],
+        "gates": views.gates(card),
+        "llm": views.card_rows(card["llm"]) if isinstance(card.get("llm"), Mapping) else [],
+        "card": views.card_rows({key: value for key, value in card.items() if key not in OWN_SECTIONS}),
+        "command": views.command(card),
+        "rebuild": f"python -m simenv.report {shlex.quote(run.name)}",
+        "citation": views.citation(run),
+        "config": run.config,
+        "links": views.links(run),
+    }
+
+
+def _own_figures(run: RunData) -> list[dict[str, str]]:
+    """What the experiment drew itself: every `figures/NAME.png` with a `NAME.json` of title and caption beside it.
+
+    Raises:
+        RunDirectoryError: such a pair is damaged.
+    """
+    found = []
+    for path in sorted((run.folder / "figures").glob("*.json")):
+        try:
+            words = json.loads(path.read_text(encoding="utf-8"))
+            png = path.with_suffix(".png").read_bytes()
+            found.append(views.figure_view(words["title"], words["caption"], f"Figure: {words['title']}.", png))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunDirectoryError(f"{path}: damaged ({error}); expected a title, a caption and a picture") from error
+    return found
+
+
+def _compare_page(runs: Mapping[str, RunData]) -> dict[str, Any]:
+    """Everything the comparison shows."""
+    overlays = []
+    with same_styles(arm for run in runs.values() for arm in run.arms):
+        for metric, title in COMPARED_METRICS.items():
+            frames = {name: run.metrics for name, run in runs.items() if run.metrics is not None}
+            held = {name: frame for name, frame in frames.items() if (frame["metric"] == metric).any()}
+            if len(held) > 1:
+                caption = (
+                    "One panel per arm in mode loop, one line per run; bands are 95 % intervals over each run's seeds. "
+                    "Runs share luck only where they share seeds, data set and sizes."
+                )
+                alt = f"Line chart: {title}, one line per run."
+                overlays.append(views.figure_view(title, caption, alt, png_bytes(plot_runs(held, metric))))
+    pictures: dict[str, dict[str, bytes]] = {}
+    for name, run in runs.items():
+        for drawn in draw_figures(run):
+            if drawn.png is not None:
+                pictures.setdefault(drawn.spec.name, {})[name] = drawn.png
+    pairs = [
+        {
+            "title": spec.title,
+            "caption": spec.caption,
+            "figures": [
+                views.figure_view(name, "", f"{spec.alt} Run {name}.", png) for name, png in pictures[spec.name].items()
+            ],
+        }
+        for spec in SPECS
+        if spec.name in pictures
+    ]
+    return {
+        "title": "Comparison of runs",
+        "runs": [views.run_view(name, run) for name, run in runs.items()],
+        "names": list(runs),
+        "claims": views.joined_claims(runs),
+        "overlays": overlays,
+        "pairs": pairs,
+    }
+
+
+def _render(template: str, page: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = views.number
+    return environment.get_template(template).render(page)
+
+
+def _write(images: Mapping[Path, bytes | None], page: Path, html: str) -> None:
+    """Write page and images; an image of None is removed, lest one stay from an earlier state of the run."""
+    try:
+        for path, png in images.items():
+            path.parent.mkdir(exist_ok=True)
+            if png is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.write_bytes(png)
+        page.write_text(html, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise RunDirectoryError(f"{error.filename or page}: cannot be written ({error.strerror})") from error
+
+
+def _distinct_names(folders: Sequence[Path | str]) -> list[str]:
+    """The folders' names, with as much of the path before them as tells them apart."""
+    paths = [Path(folder).resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise RunDirectoryError(f"{next(p for p in paths if paths.count(p) > 1)}: given twice; expected different runs")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in paths]
