@@ -34,7 +34,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from agents.choice.model import ChoiceModel
-from agents.llm.answers import opaque_ids
 from agents.llm.user import LLMUser
 from agents.tastes.structures import fit_tastes
 from agents.user_lm.batches import answer_texts
@@ -45,6 +44,7 @@ from simenv.datasets import ml_100k, synthetic
 from simenv.language_models import Completion, LanguageModel, Request, connect, openai
 from simenv.language_models.answer_slots import Slot, lead, slots
 from simenv.language_models.logit_readout import AnyNetwork
+from simenv.language_models.quoting import opaque_ids
 from simenv.language_models.transformers_local import TransformersLocal
 from simenv.randomness import Key, Purpose, uniforms
 

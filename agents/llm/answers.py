@@ -6,31 +6,26 @@ and no items, users or language models. What an answer does not say is not fille
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
 from simenv.datasets.base import FloatArray
-from simenv.errors import ConfigError
+from simenv.language_models.repair import (
+    ParseError,
+    integer_schema,
+    load_repaired,
+    load_strict,
+    object_schema,
+    read_number,
+    without_wrapping,
+)
 
 INTEREST = (0, 100)
 RATING = (1, 5)
 SATISFACTION = (1, 5)
-_SCORE = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*(?:%|/\s*\d+)?\s*")
-
-
-class ParseError(ValueError):
-    """An answer does not say what was asked; `reason` is one word for the accounting."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +38,12 @@ class PageScores:
     repaired: bool = False
 
 
-def opaque_ids(k: int) -> tuple[str, ...]:
-    """Ids that say nothing about the items: A, B, ... for up to 26, AA, AB, ... for up to 676."""
-    if not 0 <= k <= 676:
-        raise ConfigError(f"slate_size={k}: a language model is shown at most 676 items a page")
-    if k <= 26:
-        return tuple(ascii_uppercase[:k])
-    return tuple(first + second for first in ascii_uppercase for second in ascii_uppercase)[:k]
-
-
 def page_schema(ids: Sequence[str]) -> dict[str, Any]:
     """The JSON schema of a page's answer: every id exactly once, nothing else."""
-    item = _object({"interest": _integer(*INTEREST), "rating": _integer(*RATING)})
-    return _object({"items": _object(dict.fromkeys(ids, item)), "satisfaction": _integer(*SATISFACTION)})
+    item = object_schema({"interest": integer_schema(*INTEREST), "rating": integer_schema(*RATING)})
+    return object_schema(
+        {"items": object_schema(dict.fromkeys(ids, item)), "satisfaction": integer_schema(*SATISFACTION)}
+    )
 
 
 def parse_page(text: str, ids: Sequence[str]) -> PageScores:
@@ -71,78 +59,9 @@ def parse_page(text: str, ids: Sequence[str]) -> PageScores:
     """
     text = without_wrapping(text)
     try:
-        return _page(_load(text), ids, repaired=False)
+        return _page(load_strict(text), ids, repaired=False)
     except (ParseError, ValueError):
-        return _page(_mended(_load_repaired(text)), ids, repaired=True)
-
-
-def without_wrapping(text: str) -> str:
-    """An answer without the model's reasoning and without code fences."""
-    text = re.sub(r"<think(?:ing)?>.*?</think(?:ing)?>", "", text, flags=re.S | re.I)
-    text = re.sub(r"^.*</think(?:ing)?>", "", text, flags=re.S | re.I)  # templates may open the tag in the prompt
-    text = re.sub(r"<think(?:ing)?>.*$", "", text, flags=re.S | re.I)
-    fenced = re.search(r"```[\w-]*\s*(.*?)(?:```|$)", text, flags=re.S)
-    return (fenced.group(1) if fenced else text).strip()
-
-
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-def _integer(low: int, high: int) -> dict[str, Any]:
-    return {"type": "integer", "minimum": low, "maximum": high}
-
-
-def _load(text: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            raise ParseError("duplicate", f"a key is given twice among {keys[:8]}")
-        return dict(pairs)
-
-    return json.loads(text, object_pairs_hook=once)
-
-
-def _load_repaired(text: str) -> Any:
-    """The first JSON object in a text, after mending its syntax."""
-    start = text.find("{")
-    if start < 0:
-        raise ParseError("no_json", f"no object in {text[:60]!r}")
-    mended = _closed(text[start:].replace("“", '"').replace("”", '"'))
-    for pattern, replacement in (
-        (r"'([\w ]*)'", r'"\1"'),
-        (r"([{,]\s*)([A-Za-z_]\w*)(\s*:)", r'\1"\2"\3'),
-        (r",(\s*[}\]])", r"\1"),
-    ):
-        mended = re.sub(pattern, replacement, mended)
-    try:
-        return _load(mended)
-    except json.JSONDecodeError as error:
-        raise ParseError("bad_json", f"{error.msg} at character {error.pos}") from error
-
-
-def _closed(text: str) -> str:
-    """A text that begins with ``{``, up to the bracket that closes it; brackets that never close are added."""
-    stack: list[str] = []
-    quoted = False
-    for position, character in enumerate(text):
-        if character == '"':
-            quoted = not quoted
-        elif quoted:
-            continue
-        elif character in "{[":
-            stack.append("}" if character == "{" else "]")
-        elif character in "}]":
-            if not stack or stack.pop() != character:
-                raise ParseError("bad_json", f"unexpected '{character}' at character {position}")
-            if not stack:
-                return text[: position + 1]
-    return text.rstrip().rstrip(",") + "".join(reversed(stack))
+        return _page(_mended(load_repaired(text)), ids, repaired=True)
 
 
 def _mended(answer: Any) -> Any:
@@ -185,14 +104,4 @@ def _page(answer: Any, ids: Sequence[str], *, repaired: bool) -> PageScores:
 
 
 def _scores(values: list[Any], bounds: tuple[int, int], name: str, repaired: bool) -> FloatArray:
-    return np.array([_score(value, bounds, name, repaired) for value in values], np.float32)
-
-
-def _score(value: Any, bounds: tuple[int, int], name: str, repaired: bool) -> float:
-    if repaired and isinstance(value, str) and (match := _SCORE.fullmatch(value)):
-        value = float(match.group(1))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ParseError("no_number", f"{name} is {value!r}; expected a number")
-    if not bounds[0] <= value <= bounds[1]:
-        raise ParseError("out_of_range", f"{name} is {value!r}; expected {bounds[0]} to {bounds[1]}")
-    return float(value)
+    return np.array([read_number(value, bounds, name, repaired=repaired) for value in values], np.float32)

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.llm.memory import Events, Retrieval, importance
-from agents.llm.templates import Prompts, plain
+from agents.llm.templates import Prompts
 from agents.population.rows import Population
 from simenv.datasets.base import Dataset
 from simenv.language_models import Message
+from simenv.language_models.quoting import plain
 
 OTHERS_PRIOR = 5.0  # an item's mean rating counts as if this many ratings of the population's mean came with it
 

@@ -6,20 +6,21 @@ pages on the last rung stop the run. What users then do with the scores is not k
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.llm.answers import PageScores, ParseError, opaque_ids, page_schema, parse_page, without_wrapping
+from agents.llm.answers import PageScores, page_schema, parse_page
 from agents.llm.prompt import PagePrompt
-from simenv.language_models import LanguageModel, LanguageModelError, Message, Request, UnansweredError, run
+from simenv.language_models import LanguageModel, Message, Request, UnansweredError, run
+from simenv.language_models.ladder import climb, count_fallbacks, side_by_side
+from simenv.language_models.quoting import opaque_ids
+from simenv.language_models.repair import without_wrapping
 from simenv.randomness import Key, Purpose, uniforms
 
-FEWEST_PAGES = 20  # pages before a share of fallbacks means anything
 TOKENS_PER_ANSWER, TOKENS_PER_ITEM = 12, 11  # {"items":{...},"satisfaction":3} and "A":{"interest":35,"rating":3},
 
 
@@ -104,8 +105,15 @@ class PageScorer:
                 satisfaction[row] = scores.satisfaction
 
         self.language_model.ledger.round = key.round
-        run(self._side_by_side(one, rows))
-        self._check_fallbacks(len(rows), int(np.isnan(satisfaction[rows]).sum()))
+        run(side_by_side(self.language_model, one, rows.tolist()))
+        missing = int(np.isnan(satisfaction[rows]).sum())
+        count_fallbacks(
+            self.language_model,
+            len(rows),
+            missing,
+            most=self.max_fallback_share,
+            option="agent.max_fallback_share",
+        )
         run(self.language_model.commit())
         return interest, rating, satisfaction
 
@@ -178,30 +186,23 @@ class PageScorer:
                 self.language_model.ledger.count(f"why:{template}_{error.reason}")
 
         self.language_model.ledger.round = key.round
-        run(self._side_by_side(one, np.arange(len(users))))
+        run(side_by_side(self.language_model, one, range(len(users))))
         run(self.language_model.commit())
         return [(users[row], text) for row, text in sorted(said.items())]
 
     async def _score_page(self, user: int, items: NDArray[np.int32], key: Key) -> PageScores | None:
         """The ladder for one page; None = no usable answer."""
-        ledger = self.language_model.ledger
         ids = opaque_ids(len(items))
-        request = self.request(user, items, key)
-        for attempt in (0, 1):
-            text = ""
-            try:
-                text = (await self.language_model.complete(request)).text
-                scores = parse_page(text, ids)
-            except (UnansweredError, ParseError) as error:
-                ledger.count(f"why:{error.reason}")
-                if attempt == 0:
-                    ledger.count("second_attempts")
-                    request = self._again(request, user, items, text, error.reason)
-                continue
-            if scores.repaired:
-                ledger.count("repairs")
-            return scores
-        return None
+
+        def again(first: Request, text: str, reason: str) -> Request:
+            return self._again(first, user, items, text, reason)
+
+        scores = await climb(
+            self.language_model, self.request(user, items, key), lambda text: parse_page(text, ids), again
+        )
+        if scores is not None and scores.repaired:
+            self.language_model.ledger.count("repairs")
+        return scores
 
     def _again(self, first: Request, user: int, items: NDArray[np.int32], text: str, reason: str) -> Request:
         """The second attempt: a shorter prompt where the first did not fit, else the answer and what is wrong."""
@@ -213,38 +214,3 @@ class PageScorer:
             retry = self.page_prompt.prompts.render("retry", reason=reason.replace("_", " "), ids=ids)
             messages = (*messages, Message("assistant", text.strip()[:2000]), Message("user", retry))
         return replace(first, messages=messages, attempt=1)
-
-    def _check_fallbacks(self, pages: int, fallbacks: int) -> None:
-        ledger = self.language_model.ledger
-        ledger.count("pages", pages)
-        ledger.count("fallbacks", fallbacks)
-        total, failed = ledger.total("pages"), ledger.total("fallbacks")
-        if failed > self.max_fallback_share * max(total, FEWEST_PAGES):
-            totals = ledger.as_dict()["total"]
-            reasons = sorted((-count, name[4:]) for name, count in totals.items() if name.startswith("why:"))
-            why = ", ".join(f"{name} {-count}" for count, name in reasons)
-            raise LanguageModelError(
-                f"{self.language_model.model}: {failed:g} of {total:g} pages had no usable answer ({why}); "
-                f"agent.max_fallback_share={self.max_fallback_share:g} allows no more"
-            )
-
-    async def _side_by_side(self, work: Callable[[int], Awaitable[None]], rows: NDArray[Any]) -> None:
-        """Run `work(row)` for every row, as many at a time as the model can use.
-
-        After a failure nothing new starts; what is in flight is paid for, and let finish so that it reaches the cache.
-        """
-        waiting = iter(rows.tolist())
-        failures: list[Exception] = []
-
-        async def worker() -> None:
-            for row in waiting:
-                if failures:
-                    return
-                try:
-                    await work(row)
-                except Exception as error:
-                    failures.append(error)
-
-        await asyncio.gather(*(worker() for _ in range(min(2 * self.language_model.concurrency, len(rows)))))
-        if failures:
-            raise failures[0]

@@ -23,11 +23,12 @@ from agents.llm.calibration import Calibration, OwnRatings
 from agents.llm.memory import Retrieval
 from agents.llm.prompt import OthersRatings, PagePrompt
 from agents.llm.scorer import Estimate, PageScorer
-from agents.llm.templates import Prompts, plain
+from agents.llm.templates import Prompts
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, LongArray, Tastes
 from simenv.errors import ConfigError
 from simenv.language_models import LanguageModel
+from simenv.language_models.quoting import plain
 from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Responses
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import require
-from agents.llm.answers import opaque_ids
 from agents.llm.memory import Retrieval
 from agents.llm.prompt import OthersRatings, PagePrompt
 from agents.llm.templates import Prompts
@@ -25,6 +24,7 @@ from agents.tastes.discrimination import leave_last_out, match_popularity, pair_
 from simenv.datasets.base import Dataset, Head, Interactions, LongArray, Tastes
 from simenv.errors import DataError
 from simenv.language_models import Message
+from simenv.language_models.quoting import opaque_ids
 
 NEGATIVES = ("matched", "uniform")
 NEARLY = 0.2  # difference in the logarithm of popularity

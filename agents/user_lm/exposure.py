@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from agents.base import require
 from agents.choice.model import ChoiceModel
-from agents.llm.answers import opaque_ids
 from agents.llm.templates import Prompts
 from agents.llm.user import LLMUser
 from agents.user_lm.corpus import Example, HeldOut, PromptOptions, blank_tastes, in_two
@@ -25,6 +24,7 @@ from simenv.datasets.base import Dataset, LongArray
 from simenv.errors import DataError
 from simenv.events import Events
 from simenv.language_models import Completion, LanguageModel, LanguageModelError, Request
+from simenv.language_models.quoting import opaque_ids
 from simenv.randomness import Key
 from simenv.slates import Responses
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.llm.answers import INTEREST, RATING, opaque_ids
+from agents.llm.answers import INTEREST, RATING
 from agents.user_lm.batches import N_DIGITS, Batch, Reader, leads, pieces
 from agents.user_lm.corpus import Example
 from simenv.errors import ConfigError, MissingExtraError
+from simenv.language_models.quoting import opaque_ids
 
 try:
     import torch

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.llm.answers import ParseError, opaque_ids, page_schema, parse_page, without_wrapping
+from agents.llm.answers import page_schema, parse_page
 from simenv.errors import ConfigError
+from simenv.language_models.quoting import opaque_ids
+from simenv.language_models.repair import ParseError, without_wrapping
 
 GOOD = '{"items":{"A":{"interest":72,"rating":4},"B":{"interest":5,"rating":1}},"satisfaction":3}'
 

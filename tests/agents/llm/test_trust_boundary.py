@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.llm.answers import page_schema
-from agents.llm.templates import plain, quote
 from agents.llm.user import LLMUser
 from simenv.datasets import synthetic
 from simenv.language_models import openai
+from simenv.language_models.quoting import plain, quote
 from simenv.randomness import Key
 from tests.simenv.language_models.llm_server import LLMServer, items_of
 

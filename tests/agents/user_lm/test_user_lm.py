@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.llm.answers import opaque_ids, page_schema, parse_page
+from agents.llm.answers import page_schema, parse_page
 from agents.llm.memory import Retrieval
 from agents.llm.user import LLMUser
 from agents.user_lm import Corpus, Example, HeldOut, PromptOptions
@@ -19,6 +19,7 @@ from simenv.datasets import synthetic
 from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.errors import ConfigError, DataError
 from simenv.language_models import LanguageModel, Message, Request
+from simenv.language_models.quoting import opaque_ids
 from simenv.randomness import Key
 
 WORLD = synthetic(n_users=50, n_items=50, seed=1)

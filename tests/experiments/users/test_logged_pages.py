@@ -295,10 +295,11 @@ def test_a_model_learns_from_a_log_and_is_asked_by_a_run(shown, tmp_path):
 def test_the_judgement_is_of_the_model_that_is_served(shown, tmp_path):
     """Opinions in training are those of the saved folder in the logits readout."""
     pytest.importorskip("torch")
-    from agents.llm.answers import opaque_ids, page_schema, parse_page
+    from agents.llm.answers import page_schema, parse_page
     from agents.user_lm.batches import Reader
     from agents.user_lm.network import Objective, interests, load_network
     from simenv.language_models import Message, Request, run, transformers
+    from simenv.language_models.quoting import opaque_ids
 
     folder = train_user_lm.run(configured("train_user_lm", tmp_path / "lm", *TINY, f"user_lm.log={shown}"))
     corpus = LoggedPages(read_logs(shown, dataset_of()), pages=5)

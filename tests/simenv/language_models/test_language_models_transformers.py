@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.llm.answers import opaque_ids, page_schema, parse_page
+from agents.llm.answers import page_schema, parse_page
 from simenv.errors import ConfigError
 from simenv.language_models import Message, Request, UnansweredError, replay, run, transformers
+from simenv.language_models.quoting import opaque_ids
 
 torch = pytest.importorskip("torch")
 TEMPLATE = (

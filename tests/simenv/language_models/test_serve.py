@@ -22,13 +22,14 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from agents.llm.answers import opaque_ids, page_schema, parse_page
+from agents.llm.answers import page_schema, parse_page
 from agents.llm.user import LLMUser
 from recommenders.popularity import Popularity
 from simenv.datasets import synthetic
 from simenv.errors import MissingExtraError
 from simenv.language_models import LanguageModelError, Message, Request, UnansweredError, openai, run, serve
 from simenv.language_models.openai_compatible import OpenAICompatible
+from simenv.language_models.quoting import opaque_ids
 from simenv.platform import Platform, Schedule
 from tests.simenv.language_models.test_language_models_transformers import backend, save_tiny_model
 
