@@ -8,10 +8,8 @@ step, and a page. With `user_lm.log` it learns from the pages that another run s
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from agents.llm.memory import Retrieval
 from agents.user_lm import Corpus, Example, HeldOut, LoggedPages, PromptOptions, ShownLog
+from agents.user_lm.train import LearningOptions, train
 from experiments.bias_loop import NOT_RESULTS, design_from
 from experiments.replications.targets import config_of, save_figure, write_table
 from experiments.running.directory import RunDirectory, card_of_machine
@@ -32,17 +31,13 @@ from simenv.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_LENGTH = 2048  # tokens a model of ours takes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(LearningOptions):
     """What is learned, and how: conf/experiment/train_user_lm.yaml says what each option means."""
 
     held_out_users: float
     held_out_items: float
-    passes: int
-    max_minutes: float | None
     moments: int
     window: float
     candidates: int
@@ -52,42 +47,12 @@ class Settings:
     log: str | None
     judged_log: str | None
     judged_pages: int
-    vocabulary: int
-    hidden_size: int
-    layers: int
-    heads: int
-    dropout: float
-    learning_rate: float
-    weight_decay: float
-    language: float
-    batch_tokens: int
-    checkpoint: str | None
-    lora_rank: int
-    compile: bool
-    device: str
 
     def __post_init__(self) -> None:
-        sizes = ("vocabulary", "hidden_size", "layers", "heads", "batch_tokens")
-        for name in ("passes", "moments", "judged_pages", *sizes, "learning_rate"):
+        LearningOptions.__post_init__(self)  # slots leave zero-argument super() without its class
+        for name in ("moments", "judged_pages"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"user_lm.{name}={getattr(self, name)}: expected a positive number")
-        if self.hidden_size % (2 * self.heads):
-            raise ConfigError(
-                f"user_lm.hidden_size={self.hidden_size}: expected an even number for each of {self.heads} heads"
-            )
-        for name in ("language", "lora_rank", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"user_lm.{name}={getattr(self, name)}: expected a number >= 0")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"user_lm.dropout={self.dropout}: expected a share in [0, 1)")
-        if self.compile and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")):
-            raise ConfigError("user_lm.compile=true: needs a C++ compiler; found neither $CXX nor g++ nor c++")
-        if self.lora_rank and self.checkpoint is None:
-            raise ConfigError(f"user_lm.lora_rank={self.lora_rank}: adapters need a user_lm.checkpoint to adapt")
-        if self.checkpoint is not None and not (Path(self.checkpoint) / "config.json").is_file():
-            raise ConfigError(
-                f"user_lm.checkpoint={self.checkpoint}: no config.json; expected a save_pretrained folder"
-            )
 
 
 def run(config: Mapping[str, Any]) -> Path:
@@ -124,14 +89,25 @@ def run(config: Mapping[str, Any]) -> Path:
     with folder.locked():
         started = time.time()
         judged = partial(_judge, logs.get("judged_log"), held, options, settings, folder, seed=config["seed"])
-        figures = train(corpus, settings, folder, judged=judged, seed=config["seed"], show=bool(config["progress"]))
+        trained = train(
+            corpus,
+            settings,
+            folder.path / "model",
+            checkpoint=folder.checkpoint / "training" / "training.pt",
+            judged=judged,
+            seed=config["seed"],
+            show=bool(config["progress"]),
+        )
+        losses = [{"pass": number + 1, "loss": loss} for number, loss in enumerate(trained.losses)]
+        write_table(folder.path / "tables" / "training.csv", losses)
         _write_unseen(dataset, held, folder.path / "model" / "unseen.json", log=settings.log)
         card = {
             "question": config["question"],
             "command": config["command"],
             "dataset": dataset.name,
             **_size(corpus),
-            **figures,
+            **score(trained.losses),
+            **trained.figures,
             **card_of_machine(started),
         }
         (folder.path / "run_card.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -226,99 +202,6 @@ def prompt_options(agent: Mapping[str, Any]) -> PromptOptions:
         digest_every=agent["digest_every"],
         prompts=agent["prompts"],
     )
-
-
-def train(
-    corpus: Corpus | LoggedPages,
-    settings: Settings,
-    folder: RunDirectory,
-    *,
-    judged: Callable[[Callable[[Sequence[Example]], list[NDArray[Any]]]], dict[str, Any]],
-    seed: int,
-    show: bool,
-) -> dict[str, Any]:
-    """Train, and write ``model/`` and ``tables/training.csv``; returns figures for the run card.
-
-    Args:
-        corpus: what is learned from.
-        settings: how.
-        folder: of the run.
-        judged: given the model's opinions, as a function of examples, returns further figures.
-        seed: of all draws.
-        show: a progress bar.
-    """
-    from agents.user_lm.batches import Batch, Reader, answer_texts  # torch is loaded only here
-    from agents.user_lm.embeddings import co_occurrence_vectors
-    from agents.user_lm.network import Objective, embed, interests, load_network, new_network, save
-    from agents.user_lm.vocabulary import learn_vocabulary
-    from simenv.training.loop import Training, TrainingOptions, pick_device, seeded
-
-    device = pick_device(settings.device)
-    system = corpus.prompts.render("system")
-    first = list(corpus.examples(0))
-    with seeded(seed, device):
-        if settings.checkpoint is None:
-            tokenizer = learn_vocabulary(
-                (each.person + each.page for each in first),
-                size=settings.vocabulary,
-                system=system,
-                answers=list(dict.fromkeys([*answer_texts(26), *answer_texts(max(26, corpus.candidates))])),
-                max_length=MAX_LENGTH,
-            )
-            network = new_network(
-                tokenizer,
-                hidden_size=settings.hidden_size,
-                layers=settings.layers,
-                heads=settings.heads,
-                dropout=settings.dropout,
-                max_length=MAX_LENGTH,
-            )
-        else:
-            tokenizer, network = load_network(settings.checkpoint, lora_rank=settings.lora_rank)
-    network.to(device)
-    reader = Reader(tokenizer, system)
-    objective = Objective(network, reader, language=settings.language, compiled=settings.compile)
-    encoded = reader.encode(first)
-    if settings.checkpoint is None:
-        memories = [one.ids[reader.n_prefix : one.page] for one in encoded]
-        embed(network, co_occurrence_vectors(memories, len(tokenizer), settings.hidden_size, seed))
-
-    def batches(number: int) -> Iterator[Batch]:
-        examples = first if number == 0 else list(corpus.examples(number))
-        return reader.batches(examples, settings.batch_tokens, np.random.default_rng([seed, number, 0xBA7C]))
-
-    steps = len(reader.groups(first, encoded, settings.batch_tokens, np.random.default_rng(0)))
-    training = Training(
-        network,
-        objective,
-        TrainingOptions(
-            epochs=settings.passes,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            max_minutes=settings.max_minutes,
-        ),
-        seed=seed,
-        checkpoint=folder.checkpoint / "training" / "training.pt",
-        show=show,
-    )
-    progress = training.run(batches, steps)
-    figures = judged(partial(interests, objective, reader, tokens=settings.batch_tokens))
-    save(network, tokenizer, folder.path / "model")
-    losses = [{"pass": number + 1, "loss": loss} for number, loss in enumerate(progress.losses)]
-    write_table(folder.path / "tables" / "training.csv", losses)
-    return {
-        **score(progress.losses),
-        **figures,
-        "passes": progress.epoch,
-        "steps": progress.step,
-        "examples_a_pass": len(first),
-        "answers": progress.samples,
-        "training_seconds": round(progress.seconds, 1),
-        "answers_a_second": round(progress.samples / max(progress.seconds, 1e-9)),
-        "parameters": sum(each.numel() for each in network.parameters()),
-        "vocabulary": len(tokenizer),
-        "prompt_tokens": round(float(np.mean([len(one.ids) for one in encoded])), 1),
-    }
 
 
 def score(losses: Sequence[float]) -> dict[str, float]:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recommenders.base import Recommender
-from recommenders.p5.indexes.base import IndexSource, ItemIndex, build_index
+from recommenders.p5.indexes.base import IndexSource, ItemIndex
+from recommenders.p5.indexes.build import build_index
 from recommenders.p5.networks.fast import FastModel, FastOptions
 from recommenders.p5.trie import EXACT_LIMIT, PathScorer, Trie, beam_items, item_scores
 from simenv.datasets.base import Catalog, Dataset, IntArray, Interactions, LongArray
@@ -36,7 +37,7 @@ class GenerativeRecommender(Recommender):
     """Recommends items by writing their codes, constrained to codes that exist.
 
     Args:
-        index: indexer, see `recommenders.p5.indexes.base.build_index`.
+        index: indexer, see `recommenders.p5.indexes.build.build_index`.
         index_options: its options.
         spare: free leaves per node, for items that get their first interactions later.
         training: how to train.

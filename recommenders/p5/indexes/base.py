@@ -1,17 +1,14 @@
-"""Item indexing: which short code of tokens stands for an item, so that a sequence model can write it.
+"""What an item index is: which short code of tokens stands for an item, so that a sequence model can write it.
 
-An indexer is a function `(source, rng, *, spare, ...) -> codes`; `build_index` names, checks and completes what it
-returns. It sees an `IndexSource`, made from training interactions and item texts, and nothing else: an index
+An indexer is a function `(source, rng, *, spare, ...) -> codes`; `build.build_index` names, checks and completes what
+it returns. It sees an `IndexSource`, made from training interactions and item texts, and nothing else: an index
 that has seen a target leaks it (Hua et al. 2023, "How to index item IDs for recommendation foundation models").
-The module does not know which model reads the codes. Codes that need linear algebra or training live in `clustering`
-and `rqvae`.
+The module does not know which indexers there are, nor which model reads the codes.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,81 +140,6 @@ class ItemIndex:
             raise RunDirectoryError(f"{path}: no readable item index ({error})") from error
 
 
-# -- the indexers ---------------------------------------------------------------------------------------------
-
-
-def random_codes(source: IndexSource, rng: np.random.Generator, *, branching: int = 32) -> Paths:
-    """RID: the digits, in base `branching`, of a random number per item."""
-    return digits(rng.permutation(source.n_items), source.n_items, branching)
-
-
-def sequential_codes(source: IndexSource, rng: np.random.Generator, *, branching: int = 32) -> Paths:
-    """SID: items numbered as they first appear, user by user, in the training prefixes; users in random order.
-
-    Neighbours in a history share leading digits. P5's own numbering walks whole histories, so that a target's number
-    is the largest seen plus one; here targets are not in the source.
-    """
-    histories = source.histories
-    users = rng.permutation(histories.n_users)
-    lengths = histories.lengths[users]
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    met = histories.items[np.repeat(histories.ptr[users], lengths) + within]
-    seen, first = np.unique(met, return_index=True)
-    order = np.concatenate([seen[np.argsort(first)], np.setdiff1d(np.arange(source.n_items), seen)])
-    numbers = np.empty(source.n_items, np.int64)
-    numbers[order] = np.arange(source.n_items)
-    return digits(numbers, source.n_items, branching)
-
-
-def independent_codes(source: IndexSource, rng: np.random.Generator) -> Paths:
-    """IID: one token of its own per item."""
-    return np.arange(source.n_items, dtype=np.int64)[:, None]
-
-
-def title_codes(source: IndexSource, rng: np.random.Generator, *, max_words: int = 6) -> Paths:
-    """TID: the first `max_words` words of the title, token 0 after its end, then a token that tells namesakes apart."""
-    words = [re.findall(r"\w+", title.lower())[:max_words] for title in _catalog(source, "title").titles]
-    numbers: dict[str, int] = {}
-    paths = np.zeros((source.n_items, max(1, max(map(len, words)))), np.int64)
-    for row, title in enumerate(words):
-        for column, word in enumerate(title):
-            paths[row, column] = numbers.setdefault(word, len(numbers) + 1)
-    return with_collision_token(paths)
-
-
-def semantic_codes(source: IndexSource, rng: np.random.Generator, *, depth: int = 3) -> Paths:
-    """SemID: the item's categories, broadest first, then a token that tells its siblings apart.
-
-    With `attributes["category_path"]` (strings with ' > ' between levels) that is the path, less a first level that
-    all items share; else the item's genres, the most frequent of the catalogue first.
-    """
-    catalog = _catalog(source, "semantic")
-    stored = catalog.attributes.get("category_path")
-    if stored is not None:
-        names = [[part for part in str(path).split(" > ") if part] for path in stored]
-        if len({path[0] for path in names if path}) == 1:
-            names = [path[1:] for path in names]
-    else:
-        order = np.argsort(-catalog.genres.sum(axis=0), kind="stable")
-        names = [[catalog.genre_names[g] for g in order if row[g]] for row in catalog.genres]
-    paths = np.zeros((source.n_items, depth), np.int64)
-    numbers: dict[tuple[str, ...], int] = {}
-    children: dict[tuple[str, ...], int] = {}
-    for row, path in enumerate(names):
-        for column in range(min(depth, len(path))):
-            prefix = tuple(path[: column + 1])
-            if prefix not in numbers:
-                children[prefix[:-1]] = numbers[prefix] = children.get(prefix[:-1], 0) + 1
-            paths[row, column] = numbers[prefix]
-    return with_collision_token(paths)
-
-
-def _catalog(source: IndexSource, name: str) -> Catalog:
-    if source.catalog is None:
-        raise ConfigError(f"index={name}: needs the items' titles and categories; bind a data set before fit")
-    return source.catalog
-
-
 def digits(numbers: NDArray[Any], n: int, branching: int) -> Paths:
     """Numbers below `n` written in base `branching`, most significant digit first, (len(numbers), depth)."""
     if branching < 2:
@@ -238,69 +160,3 @@ def with_collision_token(paths: Paths) -> Paths:
     number = np.empty(len(paths), np.int64)
     number[order] = np.arange(len(paths)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.concatenate([paths, number[:, None]], axis=1)
-
-
-# -- choosing one ---------------------------------------------------------------------------------------------
-
-Indexer = Callable[..., Paths]
-
-
-def indexer(name: str) -> Indexer:
-    """The indexer of this name.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    from recommenders.p5.indexes import clustering
-
-    named: dict[str, Indexer] = {
-        "random": random_codes,
-        "title": title_codes,
-        "independent": independent_codes,
-        "sequential": sequential_codes,
-        "semantic": semantic_codes,
-        "collaborative": clustering.collaborative_codes,
-        "svd": clustering.svd_codes,
-        "rqvae": _rqvae_codes,
-    }
-    if name not in named:
-        raise ConfigError(f"index={name}: unknown; expected one of {', '.join(named)}, or two joined by '+'")
-    return named[name]
-
-
-def _rqvae_codes(source: IndexSource, rng: np.random.Generator, **options: Any) -> Paths:
-    from recommenders.p5.indexes.rqvae import rqvae_codes  # torch loads here
-
-    return rqvae_codes(source, rng, **options)
-
-
-def build_index(
-    name: str, source: IndexSource, rng: np.random.Generator, *, spare: int = 8, **options: Any
-) -> ItemIndex:
-    """Index the items of `source`.
-
-    Args:
-        name: `random`, `title`, `independent`, `sequential`, `collaborative`, `semantic`, `svd`, `rqvae`, or two of
-            them as `first+second`: the first code without its last token, then the second (CID+IID is
-            `collaborative+independent`).
-        source: training prefixes and, for some indexers, the catalogue.
-        rng: decides whatever is random.
-        spare: free leaves at every last-level node, for items that come later.
-        options: of the (first) indexer.
-    """
-    if spare < 0:
-        raise ConfigError(f"spare={spare}: expected 0 or more")
-    first, *second = name.split("+")
-    if len(second) > 1:
-        raise ConfigError(f"index={name}: a hybrid joins two indexers; expected one '+'")
-    try:
-        codes = indexer(first)(source, rng, **options)
-        if second:
-            codes = np.concatenate([codes[:, :-1], indexer(second[0])(source, rng)], axis=1)
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise ConfigError(f"index={name}: {error}") from error
-    sizes = codes.max(axis=0) + 1
-    sizes[-1] += spare
-    return ItemIndex(name=name, codes=codes.astype(np.int32), sizes=tuple(int(s) for s in sizes), spare=spare)

@@ -9,12 +9,12 @@ import pytest
 from recommenders.p5.indexes.base import (
     IndexSource,
     ItemIndex,
-    build_index,
     digits,
-    sequential_codes,
     with_collision_token,
 )
+from recommenders.p5.indexes.build import build_index
 from recommenders.p5.indexes.clustering import cooccurrence, nearest_by_cooccurrence, spectral_clusters
+from recommenders.p5.indexes.simple import sequential_codes
 from simenv.datasets.base import Catalog, Interactions
 from simenv.errors import ConfigError, DataError, RunDirectoryError
 from simenv.training.histories import Histories

@@ -1,0 +1,86 @@
+"""Indexers that number, split or look words up: random, sequential, independent, title and semantic codes.
+
+The module does not know co-occurrence, nor anything that is trained.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from recommenders.p5.indexes.base import IndexSource, Paths, digits, with_collision_token
+from simenv.datasets.base import Catalog
+from simenv.errors import ConfigError
+
+
+def random_codes(source: IndexSource, rng: np.random.Generator, *, branching: int = 32) -> Paths:
+    """RID: the digits, in base `branching`, of a random number per item."""
+    return digits(rng.permutation(source.n_items), source.n_items, branching)
+
+
+def sequential_codes(source: IndexSource, rng: np.random.Generator, *, branching: int = 32) -> Paths:
+    """SID: items numbered as they first appear, user by user, in the training prefixes; users in random order.
+
+    Neighbours in a history share leading digits. P5's own numbering walks whole histories, so that a target's number
+    is the largest seen plus one; here targets are not in the source.
+    """
+    histories = source.histories
+    users = rng.permutation(histories.n_users)
+    lengths = histories.lengths[users]
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    met = histories.items[np.repeat(histories.ptr[users], lengths) + within]
+    seen, first = np.unique(met, return_index=True)
+    order = np.concatenate([seen[np.argsort(first)], np.setdiff1d(np.arange(source.n_items), seen)])
+    numbers = np.empty(source.n_items, np.int64)
+    numbers[order] = np.arange(source.n_items)
+    return digits(numbers, source.n_items, branching)
+
+
+def independent_codes(source: IndexSource, rng: np.random.Generator) -> Paths:
+    """IID: one token of its own per item."""
+    return np.arange(source.n_items, dtype=np.int64)[:, None]
+
+
+def title_codes(source: IndexSource, rng: np.random.Generator, *, max_words: int = 6) -> Paths:
+    """TID: the first `max_words` words of the title, token 0 after its end, then a token that tells namesakes apart."""
+    words = [re.findall(r"\w+", title.lower())[:max_words] for title in _catalog(source, "title").titles]
+    numbers: dict[str, int] = {}
+    paths = np.zeros((source.n_items, max(1, max(map(len, words)))), np.int64)
+    for row, title in enumerate(words):
+        for column, word in enumerate(title):
+            paths[row, column] = numbers.setdefault(word, len(numbers) + 1)
+    return with_collision_token(paths)
+
+
+def semantic_codes(source: IndexSource, rng: np.random.Generator, *, depth: int = 3) -> Paths:
+    """SemID: the item's categories, broadest first, then a token that tells its siblings apart.
+
+    With `attributes["category_path"]` (strings with ' > ' between levels) that is the path, less a first level that
+    all items share; else the item's genres, the most frequent of the catalogue first.
+    """
+    catalog = _catalog(source, "semantic")
+    stored = catalog.attributes.get("category_path")
+    if stored is not None:
+        names = [[part for part in str(path).split(" > ") if part] for path in stored]
+        if len({path[0] for path in names if path}) == 1:
+            names = [path[1:] for path in names]
+    else:
+        order = np.argsort(-catalog.genres.sum(axis=0), kind="stable")
+        names = [[catalog.genre_names[g] for g in order if row[g]] for row in catalog.genres]
+    paths = np.zeros((source.n_items, depth), np.int64)
+    numbers: dict[tuple[str, ...], int] = {}
+    children: dict[tuple[str, ...], int] = {}
+    for row, path in enumerate(names):
+        for column in range(min(depth, len(path))):
+            prefix = tuple(path[: column + 1])
+            if prefix not in numbers:
+                children[prefix[:-1]] = numbers[prefix] = children.get(prefix[:-1], 0) + 1
+            paths[row, column] = numbers[prefix]
+    return with_collision_token(paths)
+
+
+def _catalog(source: IndexSource, name: str) -> Catalog:
+    if source.catalog is None:
+        raise ConfigError(f"index={name}: needs the items' titles and categories; bind a data set before fit")
+    return source.catalog
