@@ -20,6 +20,7 @@ from agents.base import UserModel, require
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, LongArray, Tastes
 from simenv.errors import ConfigError
+from simenv.numeric import places_in_groups
 from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Responses
 
@@ -256,11 +257,7 @@ def stratified(stratum: LongArray, share: float, luck: NDArray[np.float64]) -> N
     """
     counts = np.bincount(stratum)
     wanted = np.minimum(np.maximum(np.rint(share * counts).astype(np.int64), FEWEST), counts)
-    order = np.lexsort((luck, stratum))
-    rank = np.arange(len(stratum)) - np.repeat(np.cumsum(counts) - counts, counts)
-    sampled = np.zeros(len(stratum), np.bool_)
-    sampled[order] = rank < np.repeat(wanted, counts)
-    return sampled
+    return np.asarray(places_in_groups(stratum, luck) < wanted[stratum])
 
 
 def corrected_ratio(

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from recommenders.base import Recommender
 from simenv.datasets import Dataset, Interactions, load
+from simenv.datasets.splits import leave_one_out
 from simenv.randomness import Key
 from simenv.slates import SeesDataset, SeesTruth, pack
 
@@ -71,21 +72,11 @@ def speed(dataset: Dataset, repeats: int) -> list[dict[str, object]]:
     return rows
 
 
-def leave_one_out(log: Interactions) -> tuple[Interactions, np.ndarray]:
-    """All but the last interaction of each user, and the item of that one, (n_users,), -1 where there is none."""
-    order = np.lexsort((np.arange(len(log)), log.times, log.users))
-    ends = np.cumsum(log.user_counts())[log.user_counts() > 0] - 1
-    last = order[ends]
-    target = np.full(log.n_users, -1)
-    target[log.users[last]] = log.items[last]
-    kept = np.ones(len(log), np.bool_)
-    kept[last] = False
-    return log.take(kept), target
-
-
 def accuracy(dataset: Dataset, k: int = 10) -> list[dict[str, object]]:
-    train, target = leave_one_out(dataset.interactions)
-    users = np.flatnonzero((target >= 0) & (train.user_counts() > 0))
+    split = leave_one_out(dataset.interactions, minimum=2)
+    train, users = split.train, split.users
+    target = np.full(train.n_users, -1)
+    target[users] = split.targets
     rows = []
     for recommender in recommenders(dataset, train):
         recommender.fit(train, key=Key(0))

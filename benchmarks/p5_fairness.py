@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from recommenders.evaluation.lists import attacker_auc, midrank_percentile
-from recommenders.evaluation.offline import bootstrap_interval, leave_one_out, rank_metrics, ranks, seen_mask
+from recommenders.evaluation.offline import bootstrap_interval, rank_metrics, ranks, seen_mask
 from recommenders.p5.prompted import P5
 from recommenders.popularity import Popularity
 from simenv import datasets
+from simenv.datasets.splits import leave_one_out
 from simenv.randomness import Key
 from simenv.slates import pack
 

@@ -27,7 +27,7 @@ import torch
 
 from recommenders.base import Recommender
 from recommenders.evaluation.lists import midrank_percentile, popularity_by_history, popularity_by_rank
-from recommenders.evaluation.offline import Split, leave_one_out, rank_metrics, ranks
+from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.neighbours import SeqKNN
 from recommenders.neural.sequential import BERT4Rec, SASRec
 from recommenders.p5.generative import GenerativeRecommender, P5Fast
@@ -35,6 +35,7 @@ from recommenders.p5.prompted import P5
 from recommenders.popularity import Popularity
 from simenv import datasets
 from simenv.datasets.base import Dataset
+from simenv.datasets.splits import Split, leave_one_out
 from simenv.randomness import Key
 from simenv.training.histories import Histories
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from agents.tastes.discrimination import match_popularity, mean_user_auc, sample_unseen
 from agents.tastes.structures import (
     ContentTastes,
     FactorTastes,
@@ -32,15 +31,17 @@ from agents.tastes.structures import (
     profile_matrix,
 )
 from experiments.realism.baselines import Scores, baselines, item_mean, itemknn
-from experiments.realism.pages import Split, agent4rec, time_split
+from experiments.realism.pages import TimeSplit, agent4rec, time_split
 from simenv.datasets import load
 from simenv.datasets.base import Dataset
+from simenv.datasets.splits import match_popularity, sample_unseen
+from simenv.numeric import mean_user_auc
 
 MOVIELENS = {"ml-100k": ("ml-100k",), "ml-1m": ("ml-1m", "ml-1m-u2999")}
 MODELS: tuple[TasteModel, ...] = (FactorTastes(), NeighbourhoodTastes(), ContentTastes())
 
 
-def movielens(folder: Path, name: str) -> Split:
+def movielens(folder: Path, name: str) -> TimeSplit:
     root = next((folder / n for n in MOVIELENS[name] if (folder / n).is_dir()), folder / name)
     return time_split(load(name, root=str(root)), 0.1)
 
@@ -64,7 +65,7 @@ def untruncated(model: TasteModel, dataset: Dataset) -> Scores:
     return lambda users, items: scores[users, items]
 
 
-def judge(split: Split, seed: int) -> Iterator[dict[str, Any]]:
+def judge(split: TimeSplit, seed: int) -> Iterator[dict[str, Any]]:
     held, log = split.held, split.train.interactions
     uniform = sample_unseen(split.known, held.users, np.random.default_rng(seed))
     matched = match_popularity(split.known, log.item_counts(), held.users, held.items)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from experiments.bias_loop import NOT_RESULTS, design_from
 from experiments.running.design import Design
 from experiments.running.directory import RunDirectory, card_of_machine
-from recommenders.evaluation.offline import Split, global_time_split, leaderboard, leave_one_out
+from recommenders.evaluation.offline import leaderboard
 from simenv.datasets.base import Dataset, Interactions
+from simenv.datasets.splits import Split, global_time_split, leave_one_out
 from simenv.errors import ConfigError
 from simenv.randomness import Key
 from simenv.slates import SeesDataset

@@ -16,6 +16,7 @@ from recommenders.base import Recommender, check_options
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray
 from simenv.errors import ConfigError, MissingExtraError, RecommenderError
 from simenv.metrics.profile import genre_counts, genre_shares, observable_profile
+from simenv.numeric import places
 from simenv.randomness import Key
 from simenv.slates import SeesDataset, SeesTruth, pack
 
@@ -207,7 +208,5 @@ def sb3_policy(
 def _distinct(users: NDArray[Any]) -> list[LongArray]:
     """The rows in as few parts as it takes for no user to be twice in one."""
     order = np.argsort(users, kind="stable")
-    first = np.r_[True, users[order][1:] != users[order][:-1]]
-    starts = np.flatnonzero(first)
-    wave = np.arange(len(users)) - np.repeat(starts, np.diff(np.r_[starts, len(users)]))
+    wave = places(np.unique(users, return_counts=True)[1])
     return [order[wave == n] for n in range(int(wave.max()) + 1)] if len(users) else []

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.tastes.discrimination import match_popularity, mean_user_auc, sample_unseen
 from simenv.datasets.base import Head, Interactions
+from simenv.datasets.splits import match_popularity, sample_unseen
+from simenv.numeric import mean_user_auc
 
 DoubleArray = NDArray[np.float64]
 

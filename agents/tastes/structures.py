@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.tastes.choice import Affinity, DoubleArray, Logit, Probes, choice_errors, sigmoid
-from agents.tastes.discrimination import distinct, leave_last_out, pair_keys
 from agents.tastes.ratings import fit_ratings
 from simenv.datasets.base import Catalog, Dataset, FloatArray, Head, Interactions, Tastes
+from simenv.datasets.splits import distinct, last_share, pair_keys
 from simenv.errors import ConfigError, DataError
 from simenv.randomness import Key, Purpose, generator
 
@@ -94,7 +94,7 @@ class TasteModel(ABC):
         """
         rng = generator(Key(seed), Purpose.FIT)
         log = dataset.interactions
-        train, held = leave_last_out(log, self.heldout)
+        train, held = last_share(log, self.heldout)
         draft = self._affinity(dataset.catalog, train, rng)
         probes = Probes.draw(log, train, held, self.exposure, rng)
         logit = Logit.fit(draft, probes)

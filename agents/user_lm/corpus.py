@@ -20,11 +20,12 @@ from agents.llm.prompt import OthersRatings, PagePrompt
 from agents.llm.templates import Prompts
 from agents.population.rows import Population
 from agents.population.traits import Traits
-from agents.tastes.discrimination import leave_last_out, match_popularity, pair_keys, sample_unseen
 from simenv.datasets.base import Dataset, Head, Interactions, LongArray, Tastes
+from simenv.datasets.splits import last_share, match_popularity, pair_keys, sample_unseen
 from simenv.errors import DataError
 from simenv.language_models import Message
 from simenv.language_models.quoting import opaque_ids
+from simenv.numeric import places_in_groups
 
 NEGATIVES = ("matched", "uniform")
 NEARLY = 0.2  # difference in the logarithm of popularity
@@ -78,7 +79,7 @@ class HeldOut:
 
     def training_part(self, dataset: Dataset) -> Dataset:
         """The data set of the other users and items, without the last interactions."""
-        log, _ = leave_last_out(dataset.interactions, self.share)
+        log, _ = last_share(dataset.interactions, self.share)
         kept = replace(dataset, interactions=log, tastes=None, holdout=None).take_items(np.flatnonzero(~self.items))
         return kept.take_users(np.flatnonzero(~self.users & (kept.interactions.user_counts() > 0)))
 
@@ -153,9 +154,7 @@ class Corpus:
         counts = log.user_counts()
         if counts.max(initial=0) < 3:
             raise DataError(f"{dataset.name}: no user has three interactions to learn from")
-        order = np.argsort(log.users, kind="stable")
-        self._rank = np.empty(len(log), np.int64)  # place of each interaction in its user's life
-        self._rank[order] = np.arange(len(log)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._rank = places_in_groups(log.users)  # place of each interaction in its user's life
         self._counts = counts
         self._popularity = log.item_counts()
 

@@ -21,6 +21,7 @@ from agents.llm.templates import Prompts
 from agents.llm.user import LLMUser
 from agents.user_lm.corpus import Example, HeldOut, PromptOptions, blank_tastes, in_two
 from simenv.datasets.base import Dataset, LongArray
+from simenv.datasets.splits import is_late
 from simenv.errors import DataError
 from simenv.events import Events
 from simenv.language_models import Completion, LanguageModel, LanguageModelError, Request
@@ -61,13 +62,7 @@ class ShownLog:
 
     def late(self, share: float) -> NDArray[np.bool_]:
         """(p,) which pages are among the last `share` of their user's: one at least, of fewer than three none."""
-        owners = self.events.user[self.starts].astype(np.int64)
-        order = np.argsort(owners, kind="stable")
-        counts = np.bincount(owners, minlength=self.dataset.n_users)
-        place = np.empty(len(owners), np.int64)
-        place[order] = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-        n_late = np.where(counts >= 3, np.maximum(1, np.floor(counts * share)), 0)
-        return np.asarray(place >= (counts - n_late)[owners])
+        return is_late(self.events.user[self.starts], share)
 
     def training_part(self, held: HeldOut) -> ShownLog:
         """As if there were neither the users and items held out nor the last pages of everybody.

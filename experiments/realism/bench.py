@@ -30,7 +30,7 @@ from experiments.realism.pages import (
     KINDS,
     RATIOS,
     Pages,
-    Split,
+    TimeSplit,
     Unseen,
     agent4rec,
     draw_pages,
@@ -190,7 +190,7 @@ class Bench:
     """
 
     def __init__(
-        self, design: Design, settings: Settings, split: Split, answers: Path, unseen: Unseen | None = None
+        self, design: Design, settings: Settings, split: TimeSplit, answers: Path, unseen: Unseen | None = None
     ) -> None:
         self.unseen = unseen
         self.design, self.settings, self.split, self.answers = design, settings, split, answers

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.tastes.discrimination import leave_last_out, match_popularity
 from simenv.datasets.base import Catalog, Dataset, Interactions
+from simenv.datasets.splits import last_share, match_popularity
 from simenv.errors import ConfigError, DataError
 
 RATIOS = (1, 2, 3, 9)
@@ -27,7 +27,7 @@ FEWEST_USERS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
+class TimeSplit:
     """What a user model may know, and the real choices it is judged by."""
 
     name: str
@@ -85,14 +85,16 @@ class Unseen:
         )
 
 
-def of_items(split: Split, items: NDArray[np.bool_]) -> Split:
+def of_items(split: TimeSplit, items: NDArray[np.bool_]) -> TimeSplit:
     """The same split as if there were only these items, renumbered."""
     rows = np.flatnonzero(items)
 
     def only(log: Interactions) -> Interactions:
         return replace(split.train, interactions=log).take_items(rows).interactions
 
-    return Split(name=split.name, train=split.train.take_items(rows), known=only(split.known), held=only(split.held))
+    return TimeSplit(
+        name=split.name, train=split.train.take_items(rows), known=only(split.known), held=only(split.held)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,14 +123,14 @@ class Pages:
         )
 
 
-def time_split(dataset: Dataset, share: float) -> Split:
+def time_split(dataset: Dataset, share: float) -> TimeSplit:
     """Each user's last `share` of interactions by time is for judging; true tastes are taken away with it."""
-    train, held = leave_last_out(dataset.interactions, share)
+    train, held = last_share(dataset.interactions, share)
     known = replace(dataset, interactions=train, tastes=None, holdout=None)
-    return Split(name=dataset.name, train=known, known=dataset.interactions, held=held)
+    return TimeSplit(name=dataset.name, train=known, known=dataset.interactions, held=held)
 
 
-def agent4rec(folder: Path) -> Split:
+def agent4rec(folder: Path) -> TimeSplit:
     """Agent4Rec's own split of 1,000 users of MovieLens-1M: its train and test files, with its titles and genres.
 
     Args:
@@ -157,7 +159,7 @@ def agent4rec(folder: Path) -> Split:
         ) from error
     logs = {part: _log(p, n_users, n_items) for part, p in pairs.items()}
     users = tuple(map(str, range(n_users)))
-    return Split(
+    return TimeSplit(
         name="agent4rec",
         train=Dataset(name="agent4rec", catalog=catalog, interactions=logs["train"], user_ids=users),
         known=logs["train"].concat(logs["valid"], logs["test"]),
@@ -181,7 +183,7 @@ def _log(pairs: NDArray[np.int32], n_users: int, n_items: int) -> Interactions:
     )
 
 
-def draw_pages(split: Split, users: NDArray[np.int64], kind: str, ratio: int, candidates: int, seed: int) -> Pages:
+def draw_pages(split: TimeSplit, users: NDArray[np.int64], kind: str, ratio: int, candidates: int, seed: int) -> Pages:
     """A page for each of `users` that has enough choices and unseen items.
 
     Args:

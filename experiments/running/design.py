@@ -18,6 +18,7 @@ from agents.base import UserModel
 from agents.population.traits import Traits
 from agents.tastes.structures import TasteModel
 from simenv.datasets.base import Dataset, Tastes
+from simenv.datasets.splits import hold_out
 from simenv.errors import ConfigError, MissingExtraError, SimenvError
 from simenv.metrics.reference import Reference
 from simenv.platform import Mode, Platform, Schedule
@@ -180,7 +181,7 @@ class Design:
     def make_world(self, seed: int) -> World:
         """The world of one seed: data, tastes, traits and what is frozen at round 0."""
         dataset = self.load_dataset(seed)
-        dataset = dataset.with_holdout(self.holdout)
+        dataset = hold_out(dataset, self.holdout)
         tastes = dataset.tastes
         fraction = self.user_fraction or (0.8 if self.n_seeds > 1 and tastes is None else 1.0)
         if fraction < 1:

@@ -20,6 +20,7 @@ from agents.user_lm.exposure import any_of, live_through_again
 from experiments.realism.tests import Row, UserBootstrap, ratio
 from experiments.replications.targets import config_of
 from simenv.datasets.base import Dataset, LongArray
+from simenv.datasets.splits import hold_out
 from simenv.errors import ConfigError
 from simenv.events import Events, read_events, scan_events
 
@@ -59,7 +60,7 @@ def read_logs(run: Path, dataset: Dataset, option: str = "user_lm.log") -> list[
             f"{option}={run}: keeps every {config['record_every']}th round only; expected record_every=1, since "
             "memories are made of every page"
         )
-    before = dataset.with_holdout(float(config.get("holdout", 0.0)))
+    before = hold_out(dataset, float(config.get("holdout", 0.0)))
     logs, strange = [], []
     jobs = scan_events(run).select("seed", "arm", "mode").unique().collect().sort("seed", "arm", "mode")
     for seed in jobs["seed"].unique().sort().to_list():

@@ -1,4 +1,4 @@
-"""Offline evaluation: splits, rank metrics over the whole catalogue, rating errors, and how sure one may be.
+"""Offline evaluation: rank metrics over the whole catalogue, rating errors, and how sure one may be.
 
 Everything goes through the public `recommend`, so that whatever fills a slate can be compared. The module does not know
 how a recommender works. Protocols: leave-one-out by time with the validation item in the input (the published
@@ -17,72 +17,13 @@ from numpy.typing import NDArray
 
 from recommenders.base import Recommender
 from simenv.datasets.base import BoolArray, FloatArray, IntArray, Interactions, LongArray
+from simenv.datasets.splits import Split
 from simenv.errors import ConfigError, DataError, MissingExtraError
 from simenv.randomness import Key, Purpose, generator
 from simenv.slates import pack
 
 CUTOFFS = (1, 5, 10)
 MISSED = np.iinfo(np.int32).max  # the rank of a target outside the slate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """What may be learned from, and one later item per test user."""
-
-    name: str
-    train: Interactions
-    users: LongArray  # (m,)
-    targets: IntArray  # (m,)
-
-
-def leave_one_out(log: Interactions, *, minimum: int = 3, repeats: bool = True) -> Split:
-    """Each user's last interaction is the target; all before it, the validation item included, is for learning.
-
-    Args:
-        log: the interactions.
-        minimum: users with fewer interactions are not tested.
-        repeats: keep users whose target is among the items they consumed before; with a seen-item filter those
-            targets can never be found.
-    """
-    order = np.lexsort((log.times, log.users))
-    counts = log.user_counts()
-    last = order[np.cumsum(counts)[counts > 0] - 1]
-    last = last[counts[log.users[last]] >= minimum]
-    if len(last) == 0:
-        raise DataError(f"leave-one-out: no user has {minimum} interactions; expected at least one")
-    keep = np.ones(len(log), np.bool_)
-    keep[last] = False
-    return _split("leave-one-out", log.take(keep), log.take(last), repeats)
-
-
-def global_time_split(log: Interactions, *, share: float = 0.1, repeats: bool = True) -> Split:
-    """The latest `share` of all interactions lies in the future; the target is each user's first item in it.
-
-    Nothing after the cut is learned from, not even other users' behaviour. Users unknown before the cut are not tested.
-    """
-    if not 0 < share < 1:
-        raise ConfigError(f"share={share}: expected a share in (0, 1)")
-    cut = np.sort(log.times, kind="stable")[int(np.floor(len(log) * (1 - share)))]
-    past = log.times < cut
-    train, future = log.take(past), log.take(~past)
-    order = np.lexsort((future.times, future.users))
-    _, first = np.unique(future.users[order], return_index=True)
-    known = train.user_counts() > 0
-    first = order[first][known[future.users[order[first]]]]
-    if len(train) == 0 or len(first) == 0:
-        raise DataError(f"global-time split at {cut}: no user has interactions on both sides; expected at least one")
-    return _split("global-time", train, future.take(first), repeats)
-
-
-def _split(name: str, train: Interactions, last: Interactions, repeats: bool) -> Split:
-    if not repeats:
-        fresh = ~np.isin(_pair_keys(last), _pair_keys(train))
-        last = last.take(fresh)
-    return Split(name=name, train=train, users=last.users.astype(np.int64), targets=last.items)
-
-
-def _pair_keys(log: Interactions) -> LongArray:
-    return log.users.astype(np.int64) * log.n_items + log.items
 
 
 # -- ranks ----------------------------------------------------------------------------------------------------

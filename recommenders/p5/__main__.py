@@ -121,9 +121,9 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from recommenders.evaluation.offline import leave_one_out
     from recommenders.p5.language.prompts import FAMILIES
     from simenv.datasets.reviews import reviewer_of
+    from simenv.datasets.splits import leave_one_out
     from simenv.randomness import Key
     from simenv.training.processes import Processes
 
@@ -179,7 +179,8 @@ def _load(folder: Path) -> tuple[dict[str, Any], Any, Any]:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from recommenders.evaluation.offline import bootstrap_interval, leave_one_out, rank_metrics, ranks
+    from recommenders.evaluation.offline import bootstrap_interval, rank_metrics, ranks
+    from simenv.datasets.splits import leave_one_out
 
     card, dataset, recommender = _load(options.folder)
     if card["full"]:
@@ -261,7 +262,8 @@ def _diagnose(options: argparse.Namespace) -> None:
     import polars as pl
 
     from recommenders.evaluation.lists import list_events, midrank_percentile, popularity_row
-    from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks, seen_mask
+    from recommenders.evaluation.offline import rank_metrics, ranks, seen_mask
+    from simenv.datasets.splits import leave_one_out
     from simenv.figures import plot_lift_against_history, plot_popularity_by_rank
     from simenv.randomness import Key
     from simenv.slates import pack

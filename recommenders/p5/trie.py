@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from simenv.numeric import places
+
 EXACT_LIMIT = 2_000  # internal nodes up to which every one of them is scored
 DENSE_LIMIT = 64  # tokens of a level per child up to which all of them are scored
 NEVER = -1e30  # a log-probability below every real one, finite so that sums of it stay numbers
@@ -136,7 +138,7 @@ def _to(values: NDArray[Any], device: torch.device | str) -> Tensor:
 
 def _pad(edges: NDArray[Any], counts: NDArray[Any], targets: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Edges sorted by node as two (M, C) tables of child tokens and child places."""
-    column = np.arange(len(edges)) - np.repeat(np.cumsum(counts) - counts, counts)
+    column = places(counts)
     shape = (len(counts), int(counts.max()))
     tokens, nodes = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
     tokens[edges[:, 0], column] = edges[:, 1]

@@ -15,8 +15,9 @@ import numpy as np
 
 from simenv.datasets.base import Catalog, Dataset
 from simenv.datasets.files import locate, read_text
-from simenv.datasets.raw import RawRatings, only_consumed
+from simenv.datasets.raw import RawRatings, numbered_items, only_consumed
 from simenv.errors import DataError
+from simenv.numeric import places
 
 
 def amazon(
@@ -42,7 +43,7 @@ def amazon(
     path = _sequences_file(locate("amazon", ("*.txt",), root=root))
     texts = _items_file(path)
     raw = _read_sequences(path)
-    catalog = _read_items(texts) if texts.is_file() else _numbered_items(raw)
+    catalog = _read_items(texts) if texts.is_file() else numbered_items(raw.items)
     log, users = raw.renumber([int(item) for item in catalog.item_ids], texts.name)
     catalog, log = only_consumed(catalog, log)
     whole = Dataset(name="amazon", catalog=catalog, interactions=log, user_ids=tuple(map(str, users.tolist())))
@@ -87,17 +88,7 @@ def _read_sequences(path: Path) -> RawRatings:
         users=np.repeat(np.array(list(sequences)), lengths),
         items=np.array([item for items in sequences.values() for item in items]),
         ratings=np.full(n, np.nan, np.float32),
-        times=np.arange(n) - np.repeat(np.cumsum(lengths) - lengths, lengths),
-    )
-
-
-def _numbered_items(raw: RawRatings) -> Catalog:
-    ids = [str(item) for item in np.unique(raw.items).tolist()]
-    return Catalog(
-        item_ids=tuple(ids),
-        titles=tuple(f"item {item}" for item in ids),
-        genre_names=(),
-        genres=np.zeros((len(ids), 0), np.bool_),
+        times=places(lengths),
     )
 
 

@@ -279,20 +279,6 @@ class Dataset:
         smaller = self if n_items is None else self.most_rated_items(n_items)
         return smaller if n_users is None else smaller.sample_users(n_users, seed)
 
-    def with_holdout(self, share: float) -> Dataset:
-        """Keep the last `share` of each user's interactions by time (ties in file order) from everyone."""
-        if not 0 <= share < 1:
-            raise ConfigError(f"holdout={share}: expected a share in [0, 1)")
-        if share == 0:
-            return self
-        log = self.interactions
-        order = np.lexsort((np.arange(len(log)), log.times, log.users))
-        counts = log.user_counts()
-        rank = np.empty(len(log), np.int64)
-        rank[order] = np.arange(len(log)) - np.repeat(np.cumsum(counts) - counts, counts)
-        held = rank >= np.ceil(counts * (1 - share) - 1e-9)[log.users]
-        return replace(self, interactions=log.take(~held), holdout=log.take(held))
-
 
 def _take_users(head: Head, rows: LongArray) -> Head:
     return replace(head, user_vectors=head.user_vectors[rows], user_bias=head.user_bias[rows])

@@ -99,6 +99,18 @@ class RawRatings:
             seen[key] = row
 
 
+def numbered_items(items: NDArray[Any]) -> Catalog:
+    """A catalogue of which nothing but ids is known, titled ``item <id>``, in the order in which they first come."""
+    _, first = np.unique(items, return_index=True)
+    ids = [str(item) for item in items[np.sort(first)].tolist()]
+    return Catalog(
+        item_ids=tuple(ids),
+        titles=tuple(f"item {item}" for item in ids),
+        genre_names=(),
+        genres=np.zeros((len(ids), 0), np.bool_),
+    )
+
+
 def only_consumed(catalog: Catalog, log: Interactions) -> tuple[Catalog, Interactions]:
     """Catalogue and log without the items that nobody consumed, in the same order."""
     rows = np.flatnonzero(log.item_counts())

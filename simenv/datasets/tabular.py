@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simenv.datasets.base import Catalog, Dataset, FloatArray, LongArray, RatingScale
 from simenv.datasets.files import read_text
-from simenv.datasets.raw import RawRatings, only_consumed
+from simenv.datasets.raw import RawRatings, numbered_items, only_consumed
 from simenv.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def tabular(
     )
     raw.check_scale(scale)
     if items is None:
-        catalog, source = _numbered_items(raw.items), path.name
+        catalog, source = numbered_items(raw.items), path.name
     else:
         catalog = _catalog(_Table(_find(items, root)), item_id, title, genres, genre_separator, text)
         source = Path(items).name
@@ -220,16 +220,6 @@ def _check_width(path: Path, text: str, separator: str) -> None:
             raise DataError(
                 f"{path}, line {reader.line_num}: {len(fields)} fields; expected {len(header)} as in the header"
             )
-
-
-def _numbered_items(items: NDArray[Any]) -> Catalog:
-    ids = np.unique(items).tolist()
-    return Catalog(
-        item_ids=tuple(ids),
-        titles=tuple(f"item {item}" for item in ids),
-        genre_names=(),
-        genres=np.zeros((len(ids), 0), np.bool_),
-    )
 
 
 def _catalog(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.datasets.base import FloatArray, IntArray, Interactions, LongArray
+from simenv.numeric import places
 
 BUCKETED_BATCHES = 32  # batches whose rows are sorted by length together
 
@@ -96,7 +97,7 @@ class Histories:
         cut = np.where(lengths > length + 1, rng.integers(1, length + 1, size=self.n_users), length)
         n_windows = np.where(lengths > 1, 1 + -(-np.maximum(lengths - 1 - cut, 0) // length), 0)
         user = np.repeat(np.arange(self.n_users), n_windows)
-        nth = np.arange(len(user)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
+        nth = places(n_windows)
         first = self.ptr[user]
         starts = np.where(nth == 0, first, first + cut[user] + (nth - 1) * length)
         ends = np.minimum(first + cut[user] + nth * length + 1, self.ptr[user + 1])

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from simenv.datasets.base import Catalog, IntArray, LongArray
 from simenv.errors import ConfigError, DataError, RunDirectoryError
+from simenv.numeric import places_in_groups
 from simenv.training.histories import Histories
 
 Paths = NDArray[np.int64]  # (n_items, depth), level-local tokens from 0
@@ -154,9 +155,4 @@ def digits(numbers: NDArray[Any], n: int, branching: int) -> Paths:
 def with_collision_token(paths: Paths) -> Paths:
     """Append the number of each item among the items of the same path, (n_items, depth + 1)."""
     _, group = np.unique(paths, axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    order = np.argsort(group, kind="stable")
-    counts = np.bincount(group)
-    number = np.empty(len(paths), np.int64)
-    number[order] = np.arange(len(paths)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.concatenate([paths, number[:, None]], axis=1)
+    return np.concatenate([paths, places_in_groups(group.reshape(-1))[:, None]], axis=1)

@@ -12,6 +12,7 @@ import numpy as np
 from recommenders.p5.indexes.base import IndexSource, Paths, digits, with_collision_token
 from simenv.datasets.base import Catalog
 from simenv.errors import ConfigError
+from simenv.numeric import places
 
 
 def random_codes(source: IndexSource, rng: np.random.Generator, *, branching: int = 32) -> Paths:
@@ -28,7 +29,7 @@ def sequential_codes(source: IndexSource, rng: np.random.Generator, *, branching
     histories = source.histories
     users = rng.permutation(histories.n_users)
     lengths = histories.lengths[users]
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    within = places(lengths)
     met = histories.items[np.repeat(histories.ptr[users], lengths) + within]
     seen, first = np.unique(met, return_index=True)
     order = np.concatenate([seen[np.argsort(first)], np.setdiff1d(np.arange(source.n_items), seen)])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from agents.tastes.choice import sigmoid
-from agents.tastes.discrimination import leave_last_out, match_popularity, mean_user_auc, pair_keys, sample_unseen
 from agents.tastes.structures import (
     ContentTastes,
     FactorTastes,
@@ -18,6 +17,7 @@ from agents.tastes.structures import (
     profile_matrix,
 )
 from simenv.datasets.base import Catalog, Dataset, Interactions
+from simenv.datasets.splits import hold_out, last_share, pair_keys
 from simenv.errors import ConfigError, DataError
 
 MODELS = [FactorTastes(dims=8), NeighbourhoodTastes(dims=64), ContentTastes(dims=8)]
@@ -168,7 +168,7 @@ def test_errors_come_from_a_fit_without_the_heldout(world, monkeypatch):
             return FactorTastes.vectors(self, catalog, log, rng)
 
     fit_tastes(dataset, seed=0, model=Watched(dims=8))
-    train, held = leave_last_out(dataset.interactions, 0.1)
+    train, held = last_share(dataset.interactions, 0.1)
     assert [len(log) for log in logs] == [len(train), len(dataset.interactions)]
     evaluated = set(pair_keys(logs[0].users, logs[0].items, dataset.n_items))
     assert evaluated.isdisjoint(pair_keys(held.users, held.items, dataset.n_items))
@@ -177,7 +177,7 @@ def test_errors_come_from_a_fit_without_the_heldout(world, monkeypatch):
 def test_heldout_choices_cannot_reach_their_own_judgement(world):
     """Shuffling who made the last choices destroys the signal, so it must destroy the score."""
     dataset, _, _ = world
-    train, held = leave_last_out(dataset.interactions, 0.1)
+    train, held = last_share(dataset.interactions, 0.1)
     rng = np.random.default_rng(0)
     swapped = replace(held, items=rng.permutation(held.items), times=held.times + len(dataset.interactions))
     honest = fit_tastes(dataset, seed=0).errors
@@ -187,7 +187,7 @@ def test_heldout_choices_cannot_reach_their_own_judgement(world):
 
 def test_dataset_holdout_is_never_read(world):
     dataset, _, _ = world
-    apart = dataset.with_holdout(0.2)
+    apart = hold_out(dataset, 0.2)
     nonsense = replace(apart, holdout=make_log([0], [0], n_users=300, n_items=200))
     assert fit_tastes(apart, seed=0).errors == fit_tastes(nonsense, seed=0).errors
 
@@ -326,52 +326,6 @@ def test_configurations_spell_out_the_defaults(model):
     config = OmegaConf.load(Path(__file__).resolve().parents[3] / "conf" / "tastes" / f"{model.name}.yaml")
     assert set(config) - {"_target_"} == {field.name for field in fields(model)}
     assert instantiate(config) == type(model)()
-
-
-# -- discrimination ---------------------------------------------------------------------------------------------------
-
-
-def test_leave_last_out_goes_by_time_and_drops_repeats():
-    log = make_log([0] * 10 + [1] * 2 + [2] * 4, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 3, 4, 5, 3])
-    log = replace(log, times=np.concatenate([np.arange(10)[::-1], [0, 1], [0, 0, 0, 0]]))
-    train, held = leave_last_out(log, 0.2)
-    assert list(zip(held.users, held.items, strict=True)) == [(0, 0), (0, 1)]  # user 2's last was a second viewing
-    assert len(train) == 8 + 2 + 3
-
-
-def test_unseen_items_are_unseen_and_follow_the_weights():
-    log = make_log([0] * 5 + [1] * 8, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7], n_items=8)
-    users = np.repeat([0, 1], 3000)
-    found = sample_unseen(log, users, np.random.default_rng(0), np.array([1, 1, 1, 1, 1, 6, 3, 1.0]))
-    assert (found[users == 1] == -1).all()
-    shares = np.bincount(found[users == 0], minlength=8) / 3000
-    np.testing.assert_allclose(shares, [0, 0, 0, 0, 0, 0.6, 0.3, 0.1], atol=0.03)
-
-
-def test_matching_takes_the_nearest_popularity_without_replacement():
-    log = make_log([0, 0, 0], [3, 4, 0], n_items=6)
-    matched = match_popularity(log, np.array([10, 20, 30, 40, 50, 60]), np.array([0, 0]), np.array([3, 4]))
-    assert matched.tolist() == [2, 5]
-    everything = make_log([0, 0], [0, 1], n_items=2)
-    assert match_popularity(everything, np.array([2, 1]), np.array([0]), np.array([0])).tolist() == [-1]
-
-
-def test_popularity_scores_one_half_on_matched_items(world):
-    dataset, _, _ = world
-    log = dataset.interactions
-    train, held = leave_last_out(log, 0.1)
-    popularity = train.item_counts()
-    matched = match_popularity(log, popularity, held.users, held.items)
-    assert mean_user_auc(held.users, popularity[held.items], popularity[matched]) == pytest.approx(0.5, abs=0.03)
-
-
-def test_mean_user_auc_by_hand():
-    users = np.array([0, 0, 1, 2])
-    chosen = np.array([2.0, 1.0, 1.0, np.nan])
-    other = np.array([1.0, 0.0, 1.0, 0.0])
-    # user 0: 2>1, 2>0, 1=1, 1>0 -> 3.5/4; user 1: a tie -> 1/2; user 2: left out
-    assert mean_user_auc(users, chosen, other) == pytest.approx((0.875 + 0.5) / 2)
-    assert np.isnan(mean_user_auc(users[:0], chosen[:0], other[:0]))
 
 
 # -- real data --------------------------------------------------------------------------------------------------------

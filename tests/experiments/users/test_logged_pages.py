@@ -19,6 +19,7 @@ from experiments.running.design import CONF
 from experiments.users import train as train_user_lm
 from experiments.users.logged_pages import MODEL, judge, page_auc, read_logs
 from simenv.datasets import Dataset
+from simenv.datasets.splits import hold_out
 from simenv.errors import ConfigError, RunDirectoryError
 
 WORLD = ("n_users=40", "n_items=50")
@@ -79,7 +80,7 @@ def test_of_a_run_with_a_world_a_seed_the_configured_world_is_read(shown):
         np.testing.assert_array_equal(getattr(logs[1].events, name), events[name].to_numpy())
     assert logs[0].users.tolist() == list(range(40))
     assert logs[0].dataset.user_ids == dataset.user_ids
-    before = dataset.with_holdout(0.2).interactions
+    before = hold_out(dataset, 0.2).interactions
     np.testing.assert_array_equal(logs[0].dataset.interactions.items, before.items)
     assert len(before) < len(dataset.interactions)
 

@@ -9,9 +9,7 @@ from recommenders.base import Recommender
 from recommenders.evaluation.offline import (
     MISSED,
     bootstrap_interval,
-    global_time_split,
     leaderboard,
-    leave_one_out,
     paired_bootstrap,
     rank_metrics,
     ranks,
@@ -21,6 +19,7 @@ from recommenders.evaluation.offline import (
     text_overlap,
 )
 from simenv.datasets.base import Interactions
+from simenv.datasets.splits import leave_one_out
 from simenv.errors import ConfigError, DataError
 from simenv.randomness import Key
 
@@ -54,36 +53,6 @@ class Fixed(Recommender):
 
 
 LOG = log_of([(0, 0, 5), (0, 1, 9), (0, 2, 9), (1, 3, 1), (1, 1, 2), (1, 0, 3), (2, 2, 4), (2, 3, 8)])
-
-
-def test_leave_one_out_takes_the_last_item_and_ties_keep_the_order_of_the_log():
-    split = leave_one_out(LOG)
-    assert split.users.tolist() == [0, 1]  # user 2 has two interactions only
-    assert split.targets.tolist() == [2, 0]
-    assert len(split.train) == len(LOG) - 2
-    assert split.train.user_counts().tolist() == [2, 2, 2]
-
-
-def test_leave_one_out_can_drop_targets_consumed_before():
-    log = log_of([(0, 0, 1), (0, 1, 2), (0, 0, 3), (1, 0, 1), (1, 1, 2), (1, 2, 3)])
-    assert leave_one_out(log).users.tolist() == [0, 1]
-    assert leave_one_out(log, repeats=False).users.tolist() == [1]
-
-
-def test_global_time_split_learns_nothing_from_after_the_cut():
-    split = global_time_split(LOG, share=0.4)  # the cut is at time 5
-    assert split.train.times.max() < 5
-    assert split.users.tolist() == [2]
-    assert split.targets.tolist() == [3]
-
-
-def test_splits_without_test_users_are_an_error():
-    with pytest.raises(DataError, match="no user has 9"):
-        leave_one_out(LOG, minimum=9)
-    with pytest.raises(DataError, match="on both sides"):
-        global_time_split(log_of([(0, 0, 1), (0, 1, 2), (1, 0, 3), (1, 1, 4)]), share=0.5)
-    with pytest.raises(ConfigError, match="share=1"):
-        global_time_split(LOG, share=1)
 
 
 def test_seen_items_of_repeated_users():

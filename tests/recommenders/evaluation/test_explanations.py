@@ -84,8 +84,8 @@ def test_bad_input_is_an_error(reviews):
 
 @pytest.mark.slow
 def test_a_small_trained_model_is_more_faithful_than_shuffled_words():
-    from recommenders.evaluation.offline import leave_one_out
     from recommenders.p5.prompted import P5
+    from simenv.datasets.splits import leave_one_out
     from simenv.randomness import Key
 
     world = synthetic(n_users=100, n_items=30, seed=2, mean_activity=12)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks
+from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.neural.sequential import BERT4Rec, GRU4Rec, SASRec
 from recommenders.testing import KEY, RecommenderSuite, small_log
 from simenv.datasets.base import Interactions
+from simenv.datasets.splits import leave_one_out
 from simenv.errors import ConfigError, RunDirectoryError
 
 TINY = {"embedding_size": 8, "layers": 1, "history": 6, "epochs": 1}

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks
+from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.p5 import __main__ as command
 from recommenders.p5.language.prompts import FAMILIES
 from recommenders.testing import small_dataset, small_log
 from simenv.datasets import synthetic
+from simenv.datasets.splits import leave_one_out
 from simenv.slates import pack
 
 TINY = ["embedding_size=8", "heads=1", "layers=1", "epochs=1", "show_progress=false", 'index_options={"leaf_size":20}']

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from recommenders.evaluation.lists import attacker_auc
-from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks
+from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.p5.language.fair import Discriminator, FairPrefix
 from recommenders.p5.prompted import P5
 from recommenders.popularity import Popularity
 from recommenders.testing import KEY, small_dataset, small_log
 from simenv.datasets import Catalog, Dataset, Interactions
+from simenv.datasets.splits import leave_one_out
 from simenv.errors import ConfigError
 
 TINY = {"embedding_size": 8, "layers": 1, "heads": 2, "history": 5, "epochs": 1, "batch_size": 128,

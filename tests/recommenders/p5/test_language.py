@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks
+from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.p5.language.text import Reviews
 from recommenders.p5.prompted import P5
 from recommenders.p5.trie import beam_items, item_scores
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
 from simenv.datasets import synthetic
 from simenv.datasets.base import Interactions
+from simenv.datasets.splits import leave_one_out
 from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
 
 TINY = {

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from recommenders.evaluation.offline import leave_one_out, rank_metrics, ranks
+from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.p5.generative import P5Fast
 from recommenders.p5.trie import Trie
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
 from simenv.datasets.base import Interactions
+from simenv.datasets.splits import leave_one_out
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.randomness import Key
 from simenv.slates import pack

@@ -89,33 +89,6 @@ def test_ties_in_popularity_go_to_the_earlier_item():
     assert smaller.catalog.item_ids == ("i1", "i2")
 
 
-@given(rows=logs, share=st.floats(0, 0.99))
-@settings(deadline=None)
-def test_holdout_is_the_last_share_of_each_users_time_line(rows, share):
-    dataset = dataset_of(sorted(rows, key=lambda row: row[2]), 6, 7)
-    split = dataset.with_holdout(share)
-    held = [] if split.holdout is None else triples(split, split.holdout)
-    assert sorted(triples(split) + held) == sorted(triples(dataset))
-    for user in dataset.user_ids:
-        line = [row for row in triples(dataset) if row[0] == user]
-        kept = int(np.ceil(len(line) * (1 - share) - 1e-9))
-        assert [row for row in triples(split) if row[0] == user] == line[:kept]
-        assert [row for row in held if row[0] == user] == line[kept:]
-
-
-def test_holdout_breaks_ties_in_time_by_file_order():
-    split = dataset_of([(0, i, 7) for i in (4, 2, 0, 3)], 1, 5).with_holdout(0.5)
-    assert split.interactions.items.tolist() == [4, 2]
-    assert split.holdout is not None
-    assert split.holdout.items.tolist() == [0, 3]
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0, 3])
-def test_a_holdout_that_is_no_share_is_refused(share):
-    with pytest.raises(ConfigError, match=r"holdout=.*\[0, 1\)"):
-        dataset_of([(0, 0, 0)], 1, 1).with_holdout(share)
-
-
 def test_sample_users_is_seeded_and_in_order():
     dataset = dataset_of([(u, u % 3, u) for u in range(40)], 40, 3)
     sample = dataset.sample_users(15, seed=1)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simenv.datasets.base import Catalog, Dataset, Interactions
+from simenv.datasets.splits import hold_out
 from simenv.errors import DataError
 from simenv.events import Events
 from simenv.metrics.formulas import mean
@@ -285,7 +286,8 @@ def test_bounds_and_the_order_of_rows_does_not_matter(seed):
         interactions=interactions(rng.integers(0, n_users, n), rng.integers(0, n_items, n), n_users, n_items),
         user_ids=tuple(map(str, range(n_users))),
         user_attributes={"gender": np.array(["F", "M", "M"] * 3)},
-    ).with_holdout(0.3)
+    )
+    data = hold_out(data, 0.3)
     reference = Reference.from_dataset(data, seed=1)
     events = random_events(rng, reference)
     rows = table(metric_rows(events, reference, seed=0, arm="a", mode="loop"))

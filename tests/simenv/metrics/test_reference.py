@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata
 
 from simenv.datasets.base import Catalog, Dataset, Interactions
+from simenv.datasets.splits import hold_out
 from simenv.errors import RunDirectoryError
 from simenv.metrics.reference import (
     N_PAIRS,
@@ -195,7 +196,7 @@ def test_a_saved_reference_comes_back_and_is_byte_identical(tmp_path, rich):
         quality=np.linspace(0, 1, 40, dtype=np.float32) if rich else None,
         attributes={"job": np.array(["a/b", "c d", "é"] * 100)},
     )
-    reference = Reference.from_dataset(data.with_holdout(0.2) if rich else data, 3)
+    reference = Reference.from_dataset(hold_out(data, 0.2) if rich else data, 3)
     reference.save(tmp_path / "reference.npz")
     reference.save(tmp_path / "again.npz")
     assert (tmp_path / "reference.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()

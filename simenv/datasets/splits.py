@@ -1,0 +1,235 @@
+"""Splits of a log: what may be learned from, what is held out, and the unseen items it is compared with.
+
+`last_share` is the one rule behind every `holdout`: each user's last interactions by time, ties in file order. The
+module does not know who learns or who is judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numba as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from simenv.datasets.base import BoolArray, Dataset, IntArray, Interactions, LongArray
+from simenv.errors import ConfigError, DataError
+from simenv.numeric import places_in_groups
+
+SAMPLING_ROUNDS = 50
+FEWEST = 3  # of a user with fewer interactions nothing is held out
+
+
+def pair_keys(users: NDArray[Any], items: NDArray[Any], n_items: int) -> LongArray:
+    """One integer per (user, item) pair."""
+    return np.asarray(users, dtype=np.int64) * n_items + np.asarray(items, dtype=np.int64)
+
+
+def distinct(keys: LongArray) -> LongArray:
+    """The different keys, sorted (for long arrays several times as fast as `np.unique`)."""
+    keys = np.sort(keys)
+    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
+
+
+def contains(sorted_keys: LongArray, keys: LongArray) -> BoolArray:
+    """Which of `keys` are among `sorted_keys`."""
+    if not len(sorted_keys):
+        return np.zeros(len(keys), dtype=np.bool_)
+    at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    return np.asarray(sorted_keys[at] == keys)
+
+
+# -- the last share of everybody's ------------------------------------------------------------------------------
+
+
+def is_late(owners: NDArray[Any], share: float, by: NDArray[Any] | None = None) -> BoolArray:
+    """Which rows are among the last `share` of their owner's.
+
+    An owner of n rows has floor(n * share) late ones, at least one if n >= 3, none if n < 3.
+
+    Args:
+        owners: (n,) whole numbers from 0.
+        share: in (0, 1).
+        by: (n,) what an owner's rows are ordered by, ties in the order of the rows; None = the order of the rows.
+    """
+    counts = np.bincount(owners)
+    n_late = np.where(counts >= FEWEST, np.maximum(1, np.floor(counts * share + 1e-9)), 0)
+    return np.asarray(places_in_groups(owners, by) >= (counts - n_late)[owners])
+
+
+def last_share(log: Interactions, share: float) -> tuple[Interactions, Interactions]:
+    """Each user's last interactions by time (see `is_late`) apart from the others.
+
+    Held-out pairs that the user had before, and repeats among them, are in neither part: a second viewing says nothing
+    about choosing, and where nothing is shown twice it could not be found.
+
+    Returns:
+        What may be known, and the held-out choices.
+    """
+    late = is_late(log.users, share, log.times)
+    train, held = log.take(~late), log.take(late)
+    keys = pair_keys(held.users, held.items, log.n_items)
+    first = np.zeros(len(held), dtype=np.bool_)
+    first[np.unique(keys, return_index=True)[1]] = True
+    before = distinct(pair_keys(train.users, train.items, log.n_items))
+    return train, held.take(first & ~contains(before, keys))
+
+
+def hold_out(dataset: Dataset, share: float) -> Dataset:
+    """The data set with the last `share` of each user's interactions kept from everyone, in `holdout`; 0 = none.
+
+    Raises:
+        ConfigError: `share` is none. DataError: nothing is left to be found, since every user has fewer than three
+            interactions, or had all of the last ones before.
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"holdout={share}: expected a share in [0, 1)")
+    if share == 0:
+        return dataset
+    log, held = last_share(dataset.interactions, share)
+    if not len(held):
+        late = len(dataset.interactions) - len(log)
+        why = f"each of the last {late} repeats an earlier one" if late else f"no user has {FEWEST} interactions"
+        raise DataError(f"{dataset.name}: holdout={share} holds nothing out, since {why}; expected holdout=0")
+    return replace(dataset, interactions=log, holdout=held)
+
+
+# -- one later item per user ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """What may be learned from, and one later item per test user."""
+
+    name: str
+    train: Interactions
+    users: LongArray  # (m,)
+    targets: IntArray  # (m,)
+
+
+def leave_one_out(log: Interactions, *, minimum: int = 3, repeats: bool = True) -> Split:
+    """Each user's last interaction is the target; all before it, the validation item included, is for learning.
+
+    Args:
+        log: the interactions.
+        minimum: users with fewer interactions are not tested.
+        repeats: keep users whose target is among the items they consumed before; with a seen-item filter those
+            targets can never be found.
+    """
+    order = np.lexsort((log.times, log.users))
+    counts = log.user_counts()
+    last = order[np.cumsum(counts)[counts > 0] - 1]
+    last = last[counts[log.users[last]] >= minimum]
+    if len(last) == 0:
+        raise DataError(f"leave-one-out: no user has {minimum} interactions; expected at least one")
+    keep = np.ones(len(log), np.bool_)
+    keep[last] = False
+    return _split("leave-one-out", log.take(keep), log.take(last), repeats)
+
+
+def global_time_split(log: Interactions, *, share: float = 0.1, repeats: bool = True) -> Split:
+    """The latest `share` of all interactions lies in the future; the target is each user's first item in it.
+
+    Nothing after the cut is learned from, not even other users' behaviour. Users unknown before the cut are not tested.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"share={share}: expected a share in (0, 1)")
+    cut = np.sort(log.times, kind="stable")[int(np.floor(len(log) * (1 - share)))]
+    past = log.times < cut
+    train, future = log.take(past), log.take(~past)
+    order = np.lexsort((future.times, future.users))
+    _, first = np.unique(future.users[order], return_index=True)
+    known = train.user_counts() > 0
+    first = order[first][known[future.users[order[first]]]]
+    if len(train) == 0 or len(first) == 0:
+        raise DataError(f"global-time split at {cut}: no user has interactions on both sides; expected at least one")
+    return _split("global-time", train, future.take(first), repeats)
+
+
+def _split(name: str, train: Interactions, last: Interactions, repeats: bool) -> Split:
+    if not repeats:
+        fresh = ~np.isin(
+            pair_keys(last.users, last.items, last.n_items), pair_keys(train.users, train.items, train.n_items)
+        )
+        last = last.take(fresh)
+    return Split(name=name, train=train, users=last.users.astype(np.int64), targets=last.items)
+
+
+# -- unseen items -----------------------------------------------------------------------------------------------
+
+
+def sample_unseen(
+    log: Interactions, users: NDArray[Any], rng: np.random.Generator, weights: NDArray[Any] | None = None
+) -> LongArray:
+    """For each of `users` an item that is not in their part of `log`, drawn in proportion to `weights`.
+
+    Returns:
+        (n,) item rows; -1 where rejection sampling found none (the user has seen nearly everything).
+    """
+    seen = distinct(pair_keys(log.users, log.items, log.n_items))
+    cumulative = np.cumsum(np.ones(log.n_items) if weights is None else weights)
+    found = np.full(len(users), -1, dtype=np.int64)
+    open_rows = np.arange(len(users))
+    for _ in range(SAMPLING_ROUNDS):
+        draws = np.searchsorted(cumulative, rng.random(len(open_rows)) * cumulative[-1], side="right")
+        draws = np.minimum(draws, log.n_items - 1)
+        fresh = ~contains(seen, pair_keys(users[open_rows], draws, log.n_items))
+        found[open_rows[fresh]] = draws[fresh]
+        open_rows = open_rows[~fresh]
+        if not len(open_rows):
+            break
+    return found
+
+
+def match_popularity(
+    log: Interactions, popularity: NDArray[Any], users: NDArray[Any], items: NDArray[Any]
+) -> LongArray:
+    """For each (user, item) the item of nearest popularity rank that is not in the user's part of `log`.
+
+    Matched without replacement within a user; of two equally near, less and more popular take turns. Ties in
+    popularity are ranked by item row.
+
+    Args:
+        log: everything the users are known to have consumed, the pairs to be matched included.
+        popularity: (n_items,) counts to match by, from the training part.
+        users, items: (n,) the chosen pairs.
+
+    Returns:
+        (n,) item rows; -1 where nothing unseen is left.
+    """
+    by_rank = np.argsort(popularity, kind="stable")
+    rank = np.empty(log.n_items, dtype=np.int64)
+    rank[by_rank] = np.arange(log.n_items)
+    history = np.argsort(log.users, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(log.user_counts())])
+    order = np.argsort(users, kind="stable")
+    matched = np.full(len(users), -1, dtype=np.int64)
+    matched[order] = _match(by_rank, rank, starts, log.items[history].astype(np.int64), users[order], items[order])
+    return matched
+
+
+@nb.njit(cache=True, nogil=True)
+def _match(
+    by_rank: Any, rank: Any, starts: Any, history: Any, users: Any, items: Any
+) -> Any:  # pragma: no cover - compiled
+    n_items = len(rank)
+    taken_by = np.full(n_items, -1, dtype=np.int64)
+    matched = np.full(len(users), -1, dtype=np.int64)
+    current = -1
+    for row in range(len(users)):
+        user = users[row]
+        if user != current:
+            current = user
+            for at in range(starts[user], starts[user + 1]):
+                taken_by[history[at]] = user
+        side = 1 if row % 2 else -1
+        for distance in range(1, n_items):
+            for direction in (side, -side):
+                place = rank[items[row]] + direction * distance
+                if 0 <= place < n_items and taken_by[by_rank[place]] != user and matched[row] < 0:
+                    matched[row] = by_rank[place]
+            if matched[row] >= 0:
+                taken_by[matched[row]] = user
+                break
+    return matched
