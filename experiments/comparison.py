@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What `compare` returns: the tables of a run directory as polars frames (contract.md, "A run directory")."""
+    """What `compare` returns: the tables of a run directory as polars frames."""
 
     metrics: pl.DataFrame
     events: pl.DataFrame

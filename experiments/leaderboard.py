@@ -1,7 +1,7 @@
 """leaderboard: offline accuracy of recommenders on one data set, over the whole catalogue, with intervals over users.
 
 There is no simulated user here. `run(config)` fits every arm once per seed on a split by time and writes
-`tables/leaderboard.csv` (contract.md) after each arm, so that an interrupted run goes on with the next.
+`tables/leaderboard.csv` after each arm, so that an interrupted run goes on with the next.
 """
 
 from __future__ import annotations

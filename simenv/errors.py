@@ -6,6 +6,9 @@ not know who raises what.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class SimenvError(Exception):
     """Something the user can put right; the message names the thing and what was expected."""
@@ -49,3 +52,9 @@ class BudgetExhausted(SimenvError):
     """A language-model budget ran out; a checkpoint was saved."""
 
     exit_code = 3
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Words for an error about an unknown name: `` (did you mean 'als'?)``; nothing where no known one is like it."""
+    close = get_close_matches(str(name).lower(), list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -25,7 +25,7 @@ try:
     import torch
     from torch import Tensor
 except ImportError as error:
-    raise MissingExtraError("a user language model", "p5") from error
+    raise MissingExtraError("a user language model", "torch") from error
 
 SATISFACTION_WEIGHT = 0.2  # nobody states it: it is made from the picks
 SPEAKING = 0.25

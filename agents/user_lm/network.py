@@ -27,7 +27,7 @@ try:
     from torch import Tensor, nn
     from torch.nn import functional
 except ImportError as error:
-    raise MissingExtraError("a user language model", "p5") from error
+    raise MissingExtraError("a user language model", "torch") from error
 
 ROPE_THETA = 10_000.0
 SPREAD = 0.02  # SD of fresh embeddings

@@ -17,7 +17,7 @@ try:
     import transformers
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 except ImportError as error:
-    raise MissingExtraError("a user language model", "p5") from error
+    raise MissingExtraError("a user language model", "torch") from error
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (

@@ -23,14 +23,16 @@ from simenv.errors import ConfigError, MissingExtraError, SimenvError
 from simenv.metrics.reference import Reference
 from simenv.platform import Mode, Platform, Schedule
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# At the top of a checkout, where it is edited; inside the package in an installed copy.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 REFERENCE_ARMS = {"none": "none", "random": "loop", "oracle": "loop"}
 _EXTRAS = {
-    "torch": "p5",
-    "transformers": "p5",
-    "peft": "p5",
-    "safetensors": "p5",
-    "accelerate": "p5",
+    "torch": "torch",
+    "transformers": "torch",
+    "peft": "torch",
+    "safetensors": "torch",
+    "accelerate": "torch",
     "stable_baselines3": "rl",
 }
 

@@ -1,4 +1,4 @@
-"""A run directory: what it may hold, who may work on it, and the files at the end (contract.md, "A run directory")."""
+"""A run directory: what it may hold, who may work on it, and the files at the end."""
 
 from __future__ import annotations
 

@@ -232,8 +232,8 @@ def to_minari(env: Any, policy: Callable[[Any], Any], dataset_id: str, *, episod
         MissingExtraError: minari is not installed.
     """
     try:
-        import minari  # type: ignore[import-not-found,unused-ignore]
-        from minari.data_collector import EpisodeBuffer  # type: ignore[import-not-found,unused-ignore]
+        import minari
+        from minari.data_collector import EpisodeBuffer
     except ModuleNotFoundError as error:
         raise MissingExtraError("to_minari", "rl") from error
 

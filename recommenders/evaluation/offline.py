@@ -123,7 +123,7 @@ def text_overlap(predicted: Sequence[str], references: Sequence[str]) -> dict[st
         import sacrebleu
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise MissingExtraError("scoring generated text", "p5") from error
+        raise MissingExtraError("scoring generated text", "torch") from error
     if len(predicted) != len(references) or not references:
         raise DataError(
             f"text overlap: {len(predicted)} texts for {len(references)} references; expected as many, >= 1"

@@ -56,9 +56,7 @@ def locate(name: str, files: Sequence[str], *, root: str | None, archive: Archiv
     )
     if archive is None:
         raise DataError(f"{name}: no files and no direct download; {put}")
-    import pooch  # type: ignore[import-untyped]
-
-    cached = Path(pooch.os_cache("simenv")) / name
+    cached = cache_folder() / name
     if not all(any(cached.glob(file)) for file in files):
         try:
             _fetch(archive, cached)
@@ -66,6 +64,21 @@ def locate(name: str, files: Sequence[str], *, root: str | None, archive: Archiv
             reason = " ".join(str(error).split())
             raise DataError(f"{name}: download of {archive.url} failed ({reason}); {put}") from error
     return _complete(name, cached, files, "the cache")
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept, a folder for each data set."""
+    import pooch  # type: ignore[import-untyped]
+
+    return Path(pooch.os_cache("simenv"))
+
+
+def found(name: str, files: Sequence[str]) -> Path | None:
+    """The folder that `locate` would take without downloading anything; None where there is none."""
+    shelf = os.environ.get("SIMENV_DATA")
+    folder = _on_shelf(name, Path(shelf).expanduser()) if shelf else None
+    folder = folder or cache_folder() / name
+    return folder if all(any(folder.glob(file)) for file in files) else None
 
 
 def _on_shelf(name: str, shelf: Path) -> Path | None:

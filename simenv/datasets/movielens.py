@@ -22,6 +22,11 @@ from simenv.errors import DataError
 
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 
+FILES = {
+    "ml-100k": ("u.data", "u.item", "u.user", "u.genre"),
+    "ml-1m": ("ratings.dat", "movies.dat", "users.dat"),
+    "ml-latest-small": ("ratings.csv", "movies.csv"),
+}
 # As the publisher prints them in ml-100k.zip.md5 and ml-1m.zip.md5; ml-latest-small changes over time.
 _MD5 = {"ml-100k": "0e33842e24a9c977be4e0107933c0723", "ml-1m": "c4d9eecfca2ab87c1945afe126590906"}
 
@@ -76,8 +81,7 @@ def ml_100k(
     Raises:
         DataError: files missing or damaged. ConfigError: `n_users` or `n_items` out of range.
     """
-    files = ("u.data", "u.item", "u.user", "u.genre")
-    folder = locate("ml-100k", files, root=root, archive=_archive("ml-100k", base_url))
+    folder = find("ml-100k", root=root, base_url=base_url)
     ratings = _ratings(folder / "u.data", ("user", "item", "rating", "timestamp"), separator="\t")
     genre_names = _ml_100k_genres(folder / "u.genre")
     movies = _Movies(folder / "u.item", genre_names)
@@ -119,7 +123,7 @@ def ml_1m(
     Raises:
         DataError: files missing or damaged. ConfigError: `n_users` or `n_items` out of range.
     """
-    folder = locate("ml-1m", ("ratings.dat", "movies.dat", "users.dat"), root=root, archive=_archive("ml-1m", base_url))
+    folder = find("ml-1m", root=root, base_url=base_url)
     ratings = _ratings(folder / "ratings.dat", ("UserID", "MovieID", "Rating", "Timestamp"), separator="::")
     movies = _Movies(folder / "movies.dat")
     for line, (item, title, genres) in read_rows(folder / "movies.dat", separator="::", n_fields=3, encoding="latin-1"):
@@ -158,7 +162,7 @@ def ml_latest_small(
         DataError: files missing or damaged. ConfigError: `n_users` or `n_items` out of range.
     """
     name = "ml-latest-small"
-    folder = locate(name, ("ratings.csv", "movies.csv"), root=root, archive=_archive(name, base_url))
+    folder = find(name, root=root, base_url=base_url)
     ratings = _ratings(folder / "ratings.csv", ("userId", "movieId", "rating", "timestamp"), separator=",", header=True)
     movies = _Movies(folder / "movies.csv")
     for line, (item, title, genres) in read_csv_rows(folder / "movies.csv", ("movieId", "title", "genres")):
@@ -171,8 +175,14 @@ def ml_latest_small(
     )
 
 
-def _archive(name: str, base_url: str) -> Archive:
-    return Archive(url=f"{base_url.rstrip('/')}/{name}.zip", md5=_MD5.get(name))
+def find(name: str, *, root: str | None = None, base_url: str = GROUPLENS) -> Path:
+    """The folder with the files of this data set; fetched from the publisher where nothing else holds them.
+
+    Raises:
+        DataError: files missing or damaged.
+    """
+    archive = Archive(url=f"{base_url.rstrip('/')}/{name}.zip", md5=_MD5.get(name))
+    return locate(name, FILES[name], root=root, archive=archive)
 
 
 def _ratings(path: Path, columns: Sequence[str], *, separator: str, header: bool = False) -> RawRatings:

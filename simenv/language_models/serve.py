@@ -106,7 +106,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m simenv.language_models.serve",
+        prog="simenv serve",
         description="an OpenAI-compatible endpoint in front of a local language model",
     )
     parser.add_argument("--path", required=True, metavar="FOLDER", help="a causal model with a chat template")

@@ -30,7 +30,7 @@ try:
 
     from simenv.language_models.logit_readout import LogitReadout, Tree
 except ImportError as error:
-    raise MissingExtraError("llm=transformers", "p5") from error
+    raise MissingExtraError("llm=transformers", "torch") from error
 
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a run has its own
 

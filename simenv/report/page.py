@@ -68,7 +68,7 @@ def compare(folders: Sequence[Path | str], out: Path | str | None = None) -> Pat
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m simenv.report", description="Rebuild or compare reports of runs.")
+    parser = argparse.ArgumentParser(prog="simenv report", description="Rebuild or compare reports of runs.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run directory; several are compared")
     parser.add_argument("--out", type=Path, help="where to write the comparison (default: FIRST_DIR/compare.html)")
     options = parser.parse_args(argv)

@@ -43,7 +43,7 @@ class Processes:
                 from accelerate import Accelerator  # type: ignore[import-untyped]
                 from accelerate.utils import DistributedDataParallelKwargs  # type: ignore[import-untyped]
             except ImportError as error:
-                raise MissingExtraError("accelerate", "p5") from error
+                raise MissingExtraError("accelerate", "torch") from error
             # a batch of items alone leaves the weights that only read words without a gradient
             parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
             self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[parallel])

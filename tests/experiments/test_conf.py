@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from omegaconf import OmegaConf
 
 from agents.base import UserModel
 from agents.tastes.structures import TasteModel
+from experiments import __main__ as command_line
 from experiments.running.design import CONF, build, spec_from_conf
 from recommenders.base import Recommender
 from simenv.errors import ConfigError
@@ -73,11 +73,8 @@ def test_experiment_composes_and_its_module_has_the_three_functions(name: str) -
         assert key in settings
 
 
-def test_run_py_lists_the_experiments() -> None:
-    path = Path(CONF).parent / "run.py"
-    spec = importlib.util.spec_from_file_location("run_names", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert ", ".join(names("experiment")) == module.EXPERIMENTS
+def test_the_command_line_lists_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for name in names("experiment"):
+        assert re.search(rf"^  {name} +\S.*\S$", printed, re.M), name

@@ -8,7 +8,7 @@ from simenv.errors import BudgetExhausted, ConfigError, GateError, MissingExtraE
 
 
 @pytest.mark.parametrize(
-    "error", [ConfigError("a"), GateError("b"), BudgetExhausted("c"), MissingExtraError("recommender p5", "p5")]
+    "error", [ConfigError("a"), GateError("b"), BudgetExhausted("c"), MissingExtraError("recommender p5", "torch")]
 )
 def test_pickled_errors_say_the_same(error: SimenvError) -> None:
     again = pickle.loads(pickle.dumps(error))
@@ -18,6 +18,6 @@ def test_pickled_errors_say_the_same(error: SimenvError) -> None:
 
 
 def test_a_missing_extra_says_how_to_get_it() -> None:
-    assert str(MissingExtraError("recommender p5", "p5")) == (
-        "recommender p5 needs the extra 'p5': run `make setup`, or `pip install -e '.[p5]'`"
+    assert str(MissingExtraError("recommender p5", "torch")) == (
+        "recommender p5 needs the extra 'torch': run `make setup`, or `pip install -e '.[torch]'`"
     )

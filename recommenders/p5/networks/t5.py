@@ -71,7 +71,7 @@ def make_t5(options: T5Options, n_tokens: int) -> nn.Module:
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
-            raise MissingExtraError("lora", "p5") from error
+            raise MissingExtraError("lora", "torch") from error
         get_peft_model(network, LoraConfig(**{"target_modules": ["q", "v"], **options.lora}))  # adapts it in place
         network.shared.weight.requires_grad = True  # the tokens of the codes are new
     return network

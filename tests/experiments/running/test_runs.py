@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from experiments import __main__ as command_line
 from experiments import compare
 from experiments.running.design import Design, expand_arms, spec_from_conf
 from experiments.running.directory import RunDirectory, write_metrics
@@ -170,6 +171,8 @@ class TestCommandLine:
         assert done.returncode == 0, done.stderr
         expected = {"config.yaml", "run_card.json", "metrics.csv", "items.parquet", "users.parquet", "claims.json"}
         names = {path.name for path in (tmp_path / "run").iterdir()}
+        assert done.stdout.splitlines()[-2:] == [f"{tmp_path}/run", (tmp_path / "run" / "report.html").as_uri()]
+        assert json.loads((tmp_path / "run" / "run_card.json").read_text())["command"].startswith("python run.py +exp")
         assert expected | {"events", "figures", "report.html", "checkpoint"} <= names
         before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
         again = command(*SMOKE, f"resume={tmp_path}/run")
@@ -226,6 +229,12 @@ class TestCommandLine:
             (["dataset=ml-100k", "dataset.root=/nowhere"], "dataset.root names /nowhere, which is no folder"),
             (["resume=/nowhere"], "resume=/nowhere: no such run directory"),
             (["recommenders.als.embedding_size=-2"], "als"),
+            (
+                ["agent.conformty=1"],
+                "agent.conformty: unknown option (did you mean 'conformity'?); expected one of _targ",
+            ),
+            (["datset=tabular"], "datset: unknown option (did you mean 'dataset'?)"),
+            (["dataset=ml100k"], "dataset=ml100k: unknown (did you mean 'ml-100k'?); expected one of amazon"),
         ],
     )
     def test_bad_input_is_one_line_before_anything_is_written(
@@ -236,15 +245,8 @@ class TestCommandLine:
         capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        import importlib.util
-
-        spec = importlib.util.spec_from_file_location("run_cli", ROOT / "run.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", ["run.py", *SMOKE, f"hydra.run.dir={tmp_path}/run", *arguments])
-        assert module.main() == 2
+        monkeypatch.setattr(sys, "argv", ["run.py"])
+        assert command_line.main([*SMOKE, f"hydra.run.dir={tmp_path}/run", *arguments]) == 2
         captured = capsys.readouterr()
         lines = captured.err.splitlines()
         assert len(lines) == 1

@@ -1,0 +1,172 @@
+"""``simenv run +experiment=NAME key=value ...``, also ``python run.py``: Hydra, then the experiment's module.
+
+It does not know what an experiment does, only how one is chosen and what its end means for a shell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach `main`, which says them in one line
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.running.design import CONF
+from simenv.errors import ConfigError, RunDirectoryError, SimenvError, did_you_mean
+
+HELP = """\
+simenv run +experiment=NAME [key=value ...]
+
+Experiments:
+{experiments}
+
+Keys that every experiment knows: seed, n_seeds, rounds, slate_size, n_users, n_items, dataset, agent, llm, arms, modes;
+all of them with their meaning are in {config}.
+  hydra.run.dir=DIR   where the run directory lies; else runs/NAME/TIME
+  resume=DIR          go on with an interrupted run
+  --dry-run           users or arms that ask a language model: one prompt and the estimated cost, no question asked
+  --cfg job           print the configuration instead of running it
+Exit codes: 0 done, 2 bad input (one line), 3 budget exhausted, 130 interrupted; 3 and 130 leave a checkpoint."""
+
+_failures: list[BaseException] = []
+_called = ["simenv", "run"]
+
+
+def experiments() -> dict[str, str]:
+    """What can be run: what the first line of each yaml says, which is a comment, or else its question."""
+    said = {}
+    for path in sorted((CONF / "experiment").glob("*.yaml")):
+        lines = [line for line in path.read_text("utf-8").splitlines() if not line.startswith("# @")]
+        question = next((line.partition(":")[2].strip() for line in lines if line.startswith("question:")), "")
+        comment = re.split(r"; |\. |: python", lines[0].removeprefix("# "))[0].rstrip(".")
+        said[path.stem] = comment if lines[0].startswith("# ") else question
+    return said
+
+
+@hydra.main(version_base=None, config_path=str(CONF), config_name="config")
+def run(config: DictConfig) -> None:
+    """Hand the resolved configuration to the experiment's module; a failure is kept, so that Hydra adds no words."""
+    try:
+        _run(config)
+    except (SimenvError, KeyboardInterrupt, OmegaConfBaseException) as error:
+        _failures.append(error)
+        _drop_if_empty(Path(HydraConfig.get().runtime.output_dir))
+
+
+def _run(config: DictConfig) -> None:
+    if config.module is None:
+        raise ConfigError(f"no experiment chosen: expected +experiment=NAME with one of {', '.join(experiments())}")
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    settings = {str(key): value for key, value in resolved.items()}
+    settings["run_dir"] = HydraConfig.get().runtime.output_dir
+    settings["command"] = shlex.join([*_called, *HydraConfig.get().overrides.task])
+    folder = importlib.import_module(config.module).run(settings)
+    if folder is not None:
+        print(folder)
+        if (page := Path(folder).absolute() / "report.html").is_file():
+            print(page.as_uri())
+    _drop_if_empty(Path(settings["run_dir"]))
+
+
+def _drop_if_empty(folder: Path) -> None:
+    """Hydra makes the run directory before anything is checked; do not leave an empty one."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _spelled_out(argument: str) -> str:
+    """`--dry-run` is dry_run=true; `recommenders=[a, b]` chooses arms, since the key itself holds their options."""
+    if argument == "--dry-run":
+        return "dry_run=true"
+    return argument.replace("recommenders=[", "arms=[", 1) if argument.startswith("recommenders=[") else argument
+
+
+def with_resume(arguments: Sequence[str]) -> list[str]:
+    """``resume=DIR`` also makes DIR the run directory; it must exist before Hydra would create it."""
+    chosen = [a.partition("=")[2] for a in arguments if a.startswith("resume=")]
+    if not chosen or chosen[-1] in ("", "null"):
+        return list(arguments)
+    if not Path(chosen[-1]).is_dir():
+        raise RunDirectoryError(f"resume={chosen[-1]}: no such run directory")
+    return [*arguments, f"hydra.run.dir={chosen[-1]}"]
+
+
+def _in_words(error: Exception, arguments: Sequence[str]) -> str:
+    """What Hydra found wrong, with the name that was probably meant."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        known = sorted(error.options)
+        return f"{group}={name}: unknown{did_you_mean(name, known)}; expected one of {', '.join(known)}"
+    found = re.match(r"Could not override '([^']+)'", str(error))
+    if isinstance(error, ConfigCompositionException) and found:
+        parent, _, name = found[1].rpartition(".")
+        known = _keys_below(parent, [a for a in arguments if not a.startswith(f"{found[1]}=")])
+        listed = f"; expected one of {', '.join(known)}" if parent and known else ""
+        return f"{found[1]}: unknown option{did_you_mean(name, known)}{listed}"
+    return " ".join(str(error).split())
+
+
+def _keys_below(parent: str, arguments: Sequence[str]) -> list[str]:
+    """The options at this place of the configuration; none where these arguments make no configuration either."""
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base=None):
+            config = hydra.compose("config", [a for a in arguments if not a.startswith("-")])
+        below = OmegaConf.select(config, parent) if parent else config
+    except (HydraException, OmegaConfBaseException):
+        return []
+    return sorted(str(key) for key in below) if isinstance(below, DictConfig) else []
+
+
+def main(arguments: Sequence[str] | None = None, called: str = "simenv run") -> int:
+    """Play an experiment; the exit code is 0 done, 2 bad input, 3 budget exhausted, 130 interrupted.
+
+    The last two lines on stdout are the run directory and the address of its page.
+
+    Args:
+        arguments: what follows the command; None = those of this process.
+        called: the command as the run card tells it.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(arguments):
+        width = max(map(len, experiments()))
+        listed = "\n".join(f"  {name:<{width}}  {line}" for name, line in experiments().items())
+        print(HELP.format(experiments=listed, config=CONF / "config.yaml"))
+        return 0
+    debug = os.environ.get("SIMENV_DEBUG") == "1"
+    _failures.clear()
+    _called[:] = called.split()
+    try:
+        sys.argv[1:] = arguments = [_spelled_out(argument) for argument in with_resume(arguments)]
+        run()
+        if _failures:
+            raise _failures[0]
+    except KeyboardInterrupt:
+        print("interrupted: checkpoint saved; go on with resume=DIR", file=sys.stderr)
+        return 130
+    except SimenvError as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except (HydraException, OmegaConfBaseException) as error:
+        if debug:
+            raise
+        print(f"error: {_in_words(error, arguments)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The command ``simenv``, also ``python -m simenv``: one word says what to do, the rest is that command's affair.
+
+Commands are found by dotted name when called, since running experiments stands above this package.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from simenv.errors import ConfigError, SimenvError, did_you_mean
+from simenv.registration import resolve
+
+COMMANDS = {
+    "run": ("experiments.__main__.main", "play an experiment; `simenv run --help` lists them"),
+    "report": ("simenv.report.page.main", "rebuild the page of a run directory, or compare several"),
+    "data": ("simenv.datasets.command.main", "which data sets are where; fetch or check one"),
+    "serve": ("simenv.language_models.serve.main", "a local language model behind the OpenAI protocol"),
+    "doctor": ("simenv.doctor.main", "versions, devices, extras, data: what a bug report needs"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Hand the arguments to the command of this name; returns the exit code.
+
+    Args:
+        arguments: the command and what follows it; None = those of this process.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        if name in ("-h", "--help"):
+            print("simenv COMMAND ...\n")
+            print("\n".join(f"  {command:<8}{line}" for command, (_, line) in COMMANDS.items()))
+            print("\n`simenv COMMAND --help` says more.")
+            return 0
+        if name == "--version":
+            print(installed_version())
+            return 0
+        if name not in COMMANDS:
+            known = did_you_mean(name, COMMANDS)
+            raise ConfigError(f"simenv {name}: unknown command{known}; expected one of {', '.join(COMMANDS)}")
+        code: int = resolve(COMMANDS[name][0])(rest)
+    except SimenvError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def installed_version() -> str:
+    """Of the distribution; a checkout on the path has none."""
+    try:
+        return version("simenv")
+    except PackageNotFoundError:
+        return "not installed, imported from a checkout"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
