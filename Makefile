@@ -17,7 +17,7 @@ $(VENV)/base: pyproject.toml constraints.txt
 # Every extra. torch goes first and alone, at its pinned version.
 $(VENV)/all: $(VENV)/base
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --constraint constraints.txt --editable '.[torch,rl,serve,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[torch,llm,rl,serve,dev]'
 	touch $@
 
 setup: $(VENV)/all

@@ -87,7 +87,11 @@ def _drop_if_empty(folder: Path) -> None:
 
 
 def _spelled_out(argument: str) -> str:
-    """`--dry-run` is dry_run=true; `recommenders=[a, b]` chooses arms, since the key itself holds their options."""
+    """`--dry-run` is dry_run=true; `recommenders=[a, b]` chooses arms, since the key itself holds their options;
+    `recommender_llm=NAME` is Hydra's choice from the group `llm` for another place.
+    """
+    if argument.startswith("recommender_llm="):
+        return f"llm@{argument}"
     if argument == "--dry-run":
         return "dry_run=true"
     return argument.replace("recommenders=[", "arms=[", 1) if argument.startswith("recommenders=[") else argument

@@ -47,6 +47,8 @@ class Purpose(IntEnum):
     AUDIT = 18
     REVIEW = 19
     FAIR_PROMPT = 20
+    SHOTS = 21
+    CANDIDATE_ORDER = 22
 
 
 @dataclass(frozen=True, slots=True)
