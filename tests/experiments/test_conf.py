@@ -20,6 +20,8 @@ from simenv.errors import ConfigError
 CONTRACT_RECOMMENDERS = {
     "random", "popularity", "content", "itemknn", "seqknn", "ease", "als", "bpr", "mf", "oracle",
     "sasrec", "bert4rec", "gru4rec", "p5", "p5-fast",
+    "chatgpt-list", "chatgpt-point", "chatgpt-pair", "nir", "palr", "chat-rec", "interec", "recmind", "instructrec",
+    "tallrec", "llamarec", "genrec", "bigrec", "gpt4rec", "kar", "llm-rec",
 }  # fmt: skip
 
 
@@ -32,11 +34,28 @@ def config(*overrides: str) -> Any:
         return compose("config", overrides=list(overrides))
 
 
-@pytest.mark.parametrize("name", names("recommender"))
+def asks(name: str) -> bool:
+    """Whether an arm asks a language model."""
+    return "language_model" in spec_from_conf("recommender", name)
+
+
+@pytest.mark.parametrize("name", [name for name in names("recommender") if not asks(name)])
 def test_recommender(name: str) -> None:
     made = build(spec_from_conf("recommender", name), name)
     assert isinstance(made, Recommender)
     assert made.name == name
+
+
+@pytest.mark.parametrize("name", [name for name in names("recommender") if asks(name)])
+def test_recommenders_that_ask_a_language_model_say_so(name: str) -> None:
+    """With what each is served by is the business of tests/recommenders/test_llm_recommenders.py."""
+    arm = OmegaConf.to_container(config().recommenders[name], resolve=True)
+    assert isinstance(arm, dict)
+    with pytest.raises(ConfigError, match="expected recommender_llm="):
+        build(arm, name)
+    chosen = config("llm=openai", "llm.model=users", "llm@recommender_llm=openai", "recommender_llm.model=arms")
+    assert chosen.recommenders[name].language_model.model == "arms"
+    assert config("llm=openai", "llm.model=users").recommenders[name].language_model.model == "users"
 
 
 def test_recommenders_of_the_contract_are_all_arms() -> None:
