@@ -22,7 +22,7 @@ from simenv.datasets.base import Dataset, LongArray, Tastes
 from simenv.errors import ConfigError
 from simenv.numeric import places_in_groups
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import Responses
+from simenv.slates import Responses, asks_model
 
 if TYPE_CHECKING:
     from simenv.platform import Platform
@@ -77,7 +77,7 @@ class MixedUsers(UserModel):
             if not isinstance(model, UserModel) or isinstance(model, MixedUsers):
                 found = type(model).__name__
                 raise ConfigError(f"agent.{option}: {found} is no user model to mix; expected e.g. llm or choice")
-        if hasattr(others, "language_model"):
+        if asks_model(others):
             raise ConfigError("agent.others: is asked too; expected an embedded model, since it answers for everybody")
         require(0 < share < 1, "share", share, "a share in (0, 1)")
         for name in strata:
@@ -98,8 +98,14 @@ class MixedUsers(UserModel):
 
     @property
     def accounting(self) -> dict[str, Any] | None:
-        """What the sample's model spent, where it counts that."""
-        return getattr(self.sample, "accounting", None)
+        """What the sample's language model spent, where it has one."""
+        return self.sample.accounting if asks_model(self.sample) else None
+
+    def dry_run(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key, *, pages: int) -> object:
+        """What the sample's share of the pages would take; see `simenv.slates.AsksModel`."""
+        if not asks_model(self.sample):
+            raise ConfigError(f"dry_run: agent.sample {self.sample.name} asks no language model; expected llm")
+        return self.sample.dry_run(users, slates, key, pages=round(pages * self.sampled.mean()))
 
     @property
     def parts(self) -> tuple[UserModel, UserModel]:

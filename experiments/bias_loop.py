@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.running.design import Design, expand_arms, spec_from_conf, with_run_files, without_carrying
+from experiments.running.design import Design, expand_arms, spec_from_conf, without_carrying
 from experiments.running.directory import RunDirectory, write_metrics, write_run_card, write_world_tables
 from experiments.running.workers import run_jobs
 from simenv.conclusions.claims import Claim, flips, judge, seed_differences, sign_changes
@@ -25,6 +26,7 @@ from simenv.errors import ConfigError
 from simenv.metrics.table import METRICS
 from simenv.platform import TWIN_PAGES, Schedule
 from simenv.randomness import Key
+from simenv.slates import SeesDataset, SeesTruth, asks_model
 
 if TYPE_CHECKING:
     import polars as pl
@@ -82,18 +84,16 @@ def run(config: Mapping[str, Any]) -> Path | None:
         dry_run(design, others)
         return None
     kept = {name: value for name, value in config.items() if name not in NOT_RESULTS}
-    kept |= {name: without_carrying(kept.get(name)) for name in ("agent", "llm")}
-    kept["recommenders"] = design.used_recommenders()
+    kept = without_carrying(kept | {"recommenders": design.used_recommenders()})
     folder = RunDirectory(Path(config["run_dir"]), kept, resume=carrying.resume)
     if folder.complete:
         return folder.path
-    agent = with_run_files(design.agent, folder.path)
     with folder.locked():
-        play(replace(design, agent=agent), folder, carrying)
+        play(design.with_run_files(folder.path), folder, carrying)
         for name, other in others.items():
             part = RunDirectory(folder.path / name, kept | {"part_of": name}, resume=(folder.path / name).is_dir())
             if not part.complete:
-                play(replace(other, agent=agent), part, carrying)
+                play(other.with_run_files(folder.path), part, carrying)
                 part.finish()
         conclude(folder.path, design, config, list(others))
         plot(folder.path)
@@ -102,25 +102,38 @@ def run(config: Mapping[str, Any]) -> Path | None:
 
 
 def dry_run(design: Design, others: Mapping[str, Design]) -> None:
-    """Print one full prompt and what the run's pages would cost at most; nothing is asked or written.
+    """Print, for whoever asks a language model, one full prompt and what the run's pages would cost at most; nothing is
+    asked or written.
 
     Raises:
-        ConfigError: the users are not driven by a language model.
+        ConfigError: neither the users nor an arm ask a language model.
     """
     users = design.make_users()
-    if not hasattr(users, "dry_run"):
+    arms = {arm: design.make_recommender(arm) for arm in dict(design.arms)}
+    asking = [arm for arm, one in arms.items() if asks_model(one)]
+    if not asks_model(users) and not asking:
         raise ConfigError(f"dry_run: agent {users.name} asks no language model; expected agent=llm")
     world = design.make_world(design.seed)
     users.bind(world.dataset, world.tastes, seed=design.seed, repeat=design.repeat, traits=world.traits)
     key = Key(design.seed)
     sample = np.arange(min(20, world.dataset.n_users))
     slates = users.unaided_slates(sample, design.schedule.slate_size, key, exclude=users.excluded(sample))
-    pages = 0
+    pages: Counter[str] = Counter()
     for each in (design, *others.values()):
-        twins = sum(TWIN_PAGES if mode == "organic" else mode == "exogenous" for _, mode in each.arms)
-        sessions = (len(each.arms) + twins) * each.n_seeds * each.rounds * each.schedule.max_pages
-        pages += sessions * world.dataset.n_users
-    print(users.dry_run(sample, slates, key, pages=pages))
+        served = each.n_seeds * each.rounds * each.schedule.max_pages * world.dataset.n_users
+        for arm, mode in each.arms:
+            pages[arm] += served
+            pages["agent"] += served * (1 + (TWIN_PAGES if mode == "organic" else mode == "exogenous"))
+    if asks_model(users):
+        print(users.dry_run(sample, slates, key, pages=pages["agent"]))
+    for arm in asking:
+        recommender = arms[arm]
+        if isinstance(recommender, SeesDataset):
+            recommender.bind_dataset(world.dataset)
+        if isinstance(recommender, SeesTruth):
+            recommender.bind_truth(users.utility)
+        recommender.fit(world.dataset.interactions, key=key)
+        print(f"arm {arm}:\n\n{recommender.dry_run(sample, slates, key, pages=pages[arm])}")
 
 
 def _other_designs(design: Design, config: Mapping[str, Any], primary: Claim | None) -> dict[str, Design]:

@@ -19,7 +19,7 @@ from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import ConfigError, RecommenderError
 from simenv.metrics.reference import genre_weights
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import SeesDataset, SeesTruth, Slates
+from simenv.slates import SeesDataset, SeesTruth, Slates, asks_model
 
 
 class Wrapper(Recommender):
@@ -41,6 +41,17 @@ class Wrapper(Recommender):
         """Show `base` the truth, if it wants to see it."""
         if isinstance(self.base, SeesTruth):
             self.base.bind_truth(utility)
+
+    @property
+    def accounting(self) -> dict[str, Any] | None:
+        """What `base` asked a language model; None where it asks none."""
+        return self.base.accounting if asks_model(self.base) else None
+
+    def dry_run(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key, *, pages: int) -> object:
+        """What `base` would ask for these pages; see `simenv.slates.AsksModel`."""
+        if not asks_model(self.base):
+            raise ConfigError(f"{self.name}: base {self.base.name} asks no language model")
+        return self.base.dry_run(users, slates, key, pages=pages)
 
     def save(self, folder: Path) -> None:
         super().save(folder)

@@ -1,4 +1,4 @@
-"""What passes between recommender and users: Slates and Responses, packed exclusions, and the two protocols.
+"""What passes between recommender and users: Slates and Responses, packed exclusions, and the protocols.
 
 The protocols live here because the loop consumes them; `recommenders.base` and `agents.base` hold the checked
 base classes.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,37 @@ class SeesDataset(Protocol):
     """A recommender that reads item content or user attributes beside the log."""
 
     def bind_dataset(self, dataset: Dataset) -> None: ...
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """A recommender that has a score for every item."""
+
+    def scores(self, users: NDArray[Any]) -> NDArray[np.float32]: ...
+
+
+@runtime_checkable
+class AsksModel(Protocol):
+    """Users, or a recommender, for which a language model may answer; `asks_model` tells whether one does."""
+
+    @property
+    def accounting(self) -> dict[str, Any] | None:
+        """What names the model, and what it was asked and cost, for the run card; None = there is no model."""
+
+    def dry_run(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key, *, pages: int) -> object:
+        """What `pages` pages like these would take, to be printed; nothing is asked.
+
+        Args:
+            users: (B,) rows, a sample.
+            slates: (B, K) items such as the users choose among unaided.
+            key: seed, round and page.
+            pages: of the whole run.
+        """
+
+
+def asks_model(one: object) -> TypeGuard[AsksModel]:
+    """Whether a language model answers for these users, or for this recommender."""
+    return isinstance(one, AsksModel) and one.accounting is not None
 
 
 def pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

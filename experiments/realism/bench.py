@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from agents.base import UserModel
+from agents.llm import LLMUser
 from agents.population.traits import Traits
 from experiments.bias_loop import NOT_RESULTS, design_from
 from experiments.realism import tests
@@ -42,6 +43,7 @@ from experiments.replications.targets import save_figure, write_table
 from experiments.running.design import Design
 from experiments.running.directory import RunDirectory
 from simenv.errors import ConfigError
+from simenv.slates import asks_model
 
 HARD = f"{KINDS[0]} 1:1"  # the protocol the verdict goes by
 RIVALS = ("ease", "svd")
@@ -146,7 +148,7 @@ def examine(design: Design, settings: Settings, folder: Path) -> tuple[list[Row]
     if isinstance(users, Asked):
         users.calibration().save(folder / "calibration.json")
         card["calibration"] = asdict(users.calibration())
-        card["llm"] = getattr(users.model, "accounting", {})
+        card["llm"] = users.model.accounting if asks_model(users.model) else {}
     return sorted(rows, key=_place), card
 
 
@@ -337,7 +339,7 @@ class Bench:
         effect = tests.slot_effect(first, second, (own.slots(pages, 0), own.slots(pages, 1)))
         rows += tests.slot_rows(effect, pages.setting, own.name, boot)
         model = self.design.make_users()
-        if not hasattr(model, "titles"):
+        if not isinstance(model, LLMUser):
             return [*rows, _skipped("masked titles", own.name, "the model has no option 'titles'")]
         model.language_model = own.model.language_model  # type: ignore[attr-defined]
         model.titles = "masked"

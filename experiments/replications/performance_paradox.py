@@ -34,6 +34,7 @@ from experiments.running.design import Design
 from simenv.errors import ConfigError
 from simenv.metrics.formulas import gini
 from simenv.platform import Mode, Platform
+from simenv.slates import Scores
 
 LAST_ROUNDS = 5
 
@@ -58,7 +59,7 @@ def adoptions(design: Design) -> list[tuple[float, str]]:
 def probe(platform: Platform) -> dict[str, float]:
     """RMSE of the recommender's scores against the true expected ratings, over all pairs."""
     tastes, recommender = platform.dataset.tastes, platform.recommender
-    if tastes is None or recommender is None or not hasattr(recommender, "scores"):
+    if tastes is None or recommender is None or not isinstance(recommender, Scores):
         raise ConfigError("performance_paradox: expected a rating predictor in a world with known tastes")
     squares, users = 0.0, np.arange(platform.dataset.n_users)
     scale = platform.dataset.rating_scale

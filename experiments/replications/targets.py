@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.bias_loop import NOT_RESULTS, Carrying, conclude, design_from, dry_run, play
-from experiments.running.design import Design, with_run_files, without_carrying
+from experiments.running.design import Design, without_carrying
 from experiments.running.directory import RunDirectory
 from simenv.conclusions.statistics import Interval, paired_t
 from simenv.errors import DataError
@@ -114,18 +114,17 @@ def replicate(
         return None
     kept = {name: value for name, value in config.items() if name not in NOT_RESULTS}
     played = {arm for design in designs.values() for arm, _ in design.arms} | {config.get("base")}
-    kept |= {name: without_carrying(kept.get(name)) for name in ("agent", "llm")}
-    kept["recommenders"] = {name: spec for name, spec in config["recommenders"].items() if name in played}
+    recommenders = {name: spec for name, spec in config["recommenders"].items() if name in played}
+    kept = without_carrying(kept | {"recommenders": recommenders})
     folder = RunDirectory(Path(config["run_dir"]), kept, resume=carrying.resume)
     if folder.complete:
         return folder.path
     with folder.locked():
-        agent = with_run_files(main.agent, folder.path)
-        play(replace(main, agent=agent), folder, carrying)
+        play(main.with_run_files(folder.path), folder, carrying)
         for name, design in others.items():
             part = RunDirectory(folder.path / name, kept | {"part_of": name}, resume=(folder.path / name).is_dir())
             if not part.complete:
-                play(replace(design, agent=agent), part, carrying)
+                play(design.with_run_files(folder.path), part, carrying)
                 part.finish()
         if claims:
             conclude(folder.path, main, config, [])

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,11 +213,30 @@ class Design:
             )
         return dataset
 
+    def with_run_files(self, folder: Path) -> Design:
+        """This design with the caches and budgets of its language models in a run directory, unless named elsewhere.
+
+        A budget is one model's: users and recommenders that ask models of equal specs share it.
+        """
+        users = language_models(self.agent)
+
+        def placed(spec: Any) -> Any:
+            if isinstance(spec, list):
+                return [placed(value) for value in spec]
+            if not isinstance(spec, Mapping):
+                return spec
+            budget = "llm-budget.sqlite" if spec in users else "recommender-llm-budget.sqlite"
+            files = {"cache": "llm-cache.sqlite", "budget_file": budget}
+            own = {name: str(folder / files[name]) for name in _carrying(spec) if name in files}
+            given = {name: placed(value) for name, value in spec.items()}
+            return given | {name: path for name, path in own.items() if given.get(name) is None}
+
+        return replace(self, agent=placed(self.agent), recommenders=placed(self.recommenders))
+
     def digest(self) -> str:
         """A fingerprint of everything that decides the results."""
-        parts = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "recommenders"}
-        parts["recommenders"] = _plain(self.used_recommenders())
-        parts["agent"] = _plain(without_carrying(self.agent))
+        parts = {f.name: _plain(without_carrying(getattr(self, f.name))) for f in fields(self)}
+        parts["recommenders"] = _plain(without_carrying(self.used_recommenders()))
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
@@ -296,30 +315,35 @@ def _check_options(spec: Mapping[str, Any], what: str, extra: Mapping[str, Any])
 
 
 def without_carrying(spec: Any) -> Any:
-    """A spec without the options of a language model that say how answers are got and not what is asked: endpoint,
+    """A spec without the options that say how a language model's answers are got and not what is asked: endpoint,
     cache, limits, budget, prices. A run may go on with others.
     """
-    from simenv.language_models import CARRYING
-
+    if isinstance(spec, list):
+        return [without_carrying(value) for value in spec]
     if not isinstance(spec, Mapping):
         return spec
-    bare = {name: without_carrying(value) for name, value in spec.items()}
-    target = str(spec.get("_target_", ""))
-    return {
-        name: v for name, v in bare.items() if not (target.startswith("simenv.language_models.") and name in CARRYING)
-    }
+    return {name: without_carrying(value) for name, value in spec.items() if name not in _carrying(spec)}
 
 
-def with_run_files(agent: Any, folder: Path) -> Any:
-    """An agent's spec with its language model's cache and budget file in the run directory, unless named elsewhere."""
-    if not isinstance(agent, Mapping):
-        return agent
-    changed = {name: with_run_files(value, folder) for name, value in agent.items()}
-    if str(agent.get("_target_", "")).startswith("simenv.language_models."):
-        for option, file in (("cache", "llm-cache.sqlite"), ("budget_file", "llm-budget.sqlite")):
-            if option in agent and agent[option] is None:
-                changed[option] = str(folder / file)
-    return changed
+def language_models(spec: Any) -> list[Mapping[str, Any]]:
+    """The specs of language models in a spec, itself included."""
+    if isinstance(spec, list):
+        return [found for value in spec for found in language_models(value)]
+    if not isinstance(spec, Mapping):
+        return []
+    return [spec] if _carrying(spec) else [found for value in spec.values() for found in language_models(value)]
+
+
+def _carrying(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options that a spec's target declares (`simenv.language_models.carrying`); none where it is no factory."""
+    from hydra.utils import get_object
+
+    if not isinstance(spec.get("_target_"), str):
+        return ()
+    try:
+        return tuple(getattr(get_object(spec["_target_"]), "carrying", ()))
+    except (ImportError, ValueError):
+        return ()  # `build` reports it
 
 
 def spec_from_conf(group: str, name: str) -> Any:

@@ -172,7 +172,6 @@ def write_run_card(
 ) -> None:
     """`run_card.json`: what a reader needs to judge and to repeat the run."""
     done = {job.id: json.loads((run.checkpoint / job.id / "done.json").read_text()) for job in design.jobs()}
-    accounting = {name: one["llm"] for name, one in done.items() if one["llm"]}
     card = {
         "question": question,
         "command": command,
@@ -199,8 +198,10 @@ def write_run_card(
             for name, count in sorted(Counter(line.partition(": ")[2] for line in gates).items())
         ],
     } | dict(extra or {})
-    if accounting:
-        card["llm"] = _llm_total(list(accounting.values())) | {"jobs": accounting}
+    for side in ("llm", "recommender_llm"):
+        accounting = {name: one[side] for name, one in done.items() if one.get(side)}
+        if accounting:
+            card[side] = _llm_total(list(accounting.values())) | {"jobs": accounting}
     (run.path / "run_card.json").write_text(json.dumps(card, indent=1, default=_to_json) + "\n")
 
 

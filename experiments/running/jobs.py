@@ -25,7 +25,7 @@ from simenv.errors import GateError, RunDirectoryError, SimenvError
 from simenv.events import ROWS_PER_FILE, Events, EventWriter, read_events
 from simenv.metrics.table import METRICS, MetricRow, metric_rows
 from simenv.platform import Platform
-from simenv.slates import unpack
+from simenv.slates import asks_model, unpack
 
 _VARIANT = 1_000_003  # between the seeds of one world's variants
 GATE_ROWS = 30_000_000  # impressions of a seed up to which the gates read its whole log
@@ -49,12 +49,13 @@ class JobRun:
         self.digest = design.digest()
         users = design.make_users()
         # A language model's budget may end in any round, and the round before it must then be on disk.
-        self.checkpoint_every = 1 if hasattr(users, "accounting") else checkpoint_every
+        recommender = design.make_recommender(job.arm)
+        self.checkpoint_every = 1 if asks_model(users) or asks_model(recommender) else checkpoint_every
         users.bind(world.dataset, world.tastes, seed=job.seed, repeat=design.repeat, traits=world.traits)
         self.platform = Platform(
             world.dataset,
             users,
-            design.make_recommender(job.arm),
+            recommender,
             seed=job.seed,
             fit_seed=job.seed + _VARIANT * design.fit,
             luck_seed=job.seed + _VARIANT * design.luck,
@@ -173,7 +174,9 @@ class JobRun:
         self.writer.close(self.design.rounds)
         self._check_log_growth()
         self._write_metrics()
-        done = {"digest": self.digest, "seconds": self.seconds, "llm": getattr(self.platform.users, "accounting", None)}
+        done = {"digest": self.digest, "seconds": self.seconds}
+        for name, one in (("llm", self.platform.users), ("recommender_llm", self.platform.recommender)):
+            done[name] = one.accounting if asks_model(one) else None
         (self.folder / "done.json").write_text(json.dumps(done))
         for folder in self.folder.glob("round-*"):
             shutil.rmtree(folder)

@@ -16,10 +16,9 @@ from simenv.language_models.base import (
     TransientError,
     UnansweredError,
 )
-from simenv.language_models.factories import CARRYING, connect, openai, replay, transformers
+from simenv.language_models.factories import carrying, connect, openai, replay, transformers
 
 __all__ = [
-    "CARRYING",
     "Budget",
     "CacheMiss",
     "Completion",
@@ -31,6 +30,7 @@ __all__ = [
     "Request",
     "TransientError",
     "UnansweredError",
+    "carrying",
     "connect",
     "openai",
     "replay",

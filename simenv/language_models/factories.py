@@ -6,35 +6,17 @@ reaches the server, retries included, is paid for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simenv.language_models.accounting import Budget, Spending
 from simenv.language_models.base import LanguageModel
 from simenv.language_models.cache import Cached, Replay
 from simenv.language_models.limits import Budgeted, Limited
 
-# Options that change how answers are got, not what is asked: a run may resume, or be compared, under other ones.
-CARRYING = (
-    "base_url",
-    "timeout",
-    "cache",
-    "concurrency",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "max_retries",
-    "backoff",
-    "max_wait",
-    "budget_calls",
-    "budget_tokens",
-    "budget_dollars",
-    "budget_file",
-    "price_prompt",
-    "price_completion",
-    "batch_size",
-    "device",
-)
+Factory = TypeVar("Factory", bound=Callable[..., LanguageModel])
 
 
 def connect(
@@ -84,6 +66,32 @@ def connect(
     return paced if cache is None else Cached(paced, cache)
 
 
+def carrying(*own: str) -> Callable[[Factory], Factory]:
+    """Declare a factory of language models: what of its options says how answers are got, and not what is asked.
+
+    A run may resume, or be compared, under other values of these: they are no part of its identity. Where ``cache`` or
+    ``budget_file`` is among them, and not given, the run directory holds that file. All options of `connect` carry.
+
+    Args:
+        own: further options that carry, such as an endpoint.
+
+    Example:
+        >>> @carrying("url")
+        ... def mine(model: str, url: str, **around: Any) -> LanguageModel:
+        ...     return connect(MyModel(model, url), **around)
+    """
+
+    def declare(factory: Factory) -> Factory:
+        factory.carrying = (*own, *CARRYING)  # type: ignore[attr-defined]
+        return factory
+
+    return declare
+
+
+CARRYING = tuple(inspect.signature(connect).parameters)[1:]  # of every factory that passes `around` to `connect`
+
+
+@carrying("base_url", "timeout")
 def openai(
     model: str,
     base_url: str | None = None,
@@ -98,6 +106,7 @@ def openai(
     return connect(OpenAICompatible(model, base_url, parameters=parameters, timeout=timeout), **around)
 
 
+@carrying("batch_size", "device")
 def transformers(
     path: str | Path,
     model: str | None = None,
@@ -122,3 +131,6 @@ def transformers(
 def replay(model: str, cache: str | Path, *, parameters: Mapping[str, Any] | None = None) -> LanguageModel:
     """The answers of an earlier run, and nothing else."""
     return Cached(Replay(model, parameters), cache)
+
+
+replay.carrying = ("cache",)  # type: ignore[attr-defined]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -225,7 +227,10 @@ def test_bad_options(make, message):
 
 def test_a_language_model_on_the_cheap_side_is_refused():
     class Asks(ChoiceModel):
-        language_model = object()
+        accounting: ClassVar = {"model": "m"}
+
+        def dry_run(self, users, slates, key, *, pages):
+            return pages
 
     with pytest.raises(ConfigError, match="is asked too"):
         MixedUsers(ChoiceModel(), Asks())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,38 @@ from simenv.errors import BudgetExhausted, ConfigError
 from tests.simenv.language_models.llm_server import LLMServer
 
 CANARY = "sk-canary-77aa"
+MINE = """
+import json
+from simenv.language_models import Completion, LanguageModel, carrying, connect, run, Message, Request
+from recommenders.popularity import Popularity
+from tests.simenv.language_models.llm_server import scores
+
+class Mine(LanguageModel):
+    def __init__(self, model, url):
+        super().__init__(model)
+        self.url = url
+    async def complete(self, request):
+        return Completion(text=json.dumps(scores(request.messages[-1].content)), prompt_tokens=9, completion_tokens=9)
+
+@carrying("url")
+def mine(model, url, **around):
+    return connect(Mine(model, url), **around)
+
+class Asking(Popularity):
+    name = "asking"
+    def __init__(self, language_model):
+        super().__init__()
+        self.language_model = language_model
+    @property
+    def accounting(self):
+        return {"model": self.language_model.model, **self.language_model.ledger.as_dict()}
+    def dry_run(self, users, slates, key, *, pages):
+        return f"{pages} pages of {slates.shape}"
+    def _recommend(self, users, k, exclude, available, key):
+        request = Request(messages=(Message("user", f"{users.tolist()} {key}"),))
+        run(self.language_model.complete(request))
+        return super()._recommend(users, k, exclude, available, key)
+"""
 SMALL = (
     "+experiment=bias_loop_smoke", "agent=llm", "n_users=6", "n_items=30", "rounds=2", "n_seeds=1",
     "arms=[popularity]", "modes=[loop]", "references=[]", "workers=0", "progress=false", "slate_size=5",
@@ -72,3 +105,43 @@ def test_budget_stop_and_resume_with_a_larger_one_then_replay(server: LLMServer,
     assert (replayed / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
     for path in (folder / "events").iterdir():
         assert path.read_bytes() == (replayed / "events" / path.name).read_bytes()
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """A language model and a recommender that asks it, from a folder outside the checkout."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "my_models.py").write_text(textwrap.dedent(MINE))
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    return ("+llm._target_=my_models.mine", "+llm.model=own", "+llm.url=here")
+
+
+def test_a_factory_from_outside_keeps_cache_budget_and_identity(outside: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(BudgetExhausted):
+        bias_loop.run(settings(folder, *outside, "+llm.budget_calls=8"))
+    elsewhere = (*outside[:2], "+llm.url=there", "+llm.budget_calls=12", f"resume={folder}")
+    assert bias_loop.run(settings(folder, *elsewhere)) == folder  # the budget is the run's, and so are the answers
+    assert (folder / "llm-cache.sqlite").is_file()
+    assert (folder / "llm-budget.sqlite").is_file()
+    written = (folder / "config.yaml").read_text()
+    assert "my_models.mine" in written
+    assert not any(word in written for word in ("url:", "budget_calls"))
+
+
+def test_a_recommender_that_asks_is_looked_at_like_users(
+    outside: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    asking = [option.replace("+llm.", "+recommenders.asking.language_model.") for option in outside]
+    arms = ("agent=choice", "arms=[asking]", "modes=[loop,frozen]", "+recommenders.asking._target_=my_models.Asking")
+    assert bias_loop.run(settings(folder, *arms, *asking, "dry_run=true")) is None
+    assert "arm asking:\n\n24 pages of (6, 5)" in capsys.readouterr().out
+    with pytest.raises(BudgetExhausted):
+        bias_loop.run(settings(folder, *arms, *asking, "+recommenders.asking.language_model.budget_calls=1"))
+    assert list(folder.glob("checkpoint/*/round-000001"))  # a budget may end in any round
+    assert bias_loop.run(settings(folder, *arms, *asking, f"resume={folder}")) == folder
+    card = json.loads((folder / "run_card.json").read_text())
+    assert (card["recommender_llm"]["model"], "llm" in card) == ("own", False)
+    assert (folder / "recommender-llm-budget.sqlite").is_file()
+    assert "url:" not in (folder / "config.yaml").read_text()

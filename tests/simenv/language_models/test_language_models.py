@@ -443,14 +443,17 @@ def test_an_interrupt_cancels_what_is_under_way(monkeypatch):
     assert unwound == [True]
 
 
-def test_the_options_that_only_carry_exist():
+def test_factories_declare_what_only_carries():
     import inspect
 
-    from simenv.language_models import CARRYING, transformers
+    from simenv.language_models import replay, transformers
 
-    known = {name for function in (connect, openai, transformers) for name in inspect.signature(function).parameters}
-    assert set(CARRYING) <= known
-    assert not {"model", "parameters", "readout", "path"} & set(CARRYING)
+    around = set(inspect.signature(connect).parameters)
+    for factory, others in ((openai, 1), (transformers, 4), (replay, 2)):
+        own = set(inspect.signature(factory).parameters)
+        assert set(factory.carrying) <= own | around
+        assert len(own - around - set(factory.carrying)) >= others
+        assert not {"model", "parameters", "readout", "path", "dtype"} & set(factory.carrying)
 
 
 def test_requests_are_validated():
