@@ -77,10 +77,7 @@ class UserModel(ABC):
         Returns:
             Responses aligned with `slates`; `utility` is the one before the choice.
         """
-        users = np.asarray(users, dtype=np.int64)
-        if slates.ndim != 2 or len(slates) != len(users):
-            raise SimenvError(f"slates have shape {slates.shape}; expected ({len(users)}, K)")
-        slates = np.ascontiguousarray(slates, dtype=np.int32)
+        users, slates = aligned(users, slates)
         responses = self._respond(users, slates, key)
         self.population.absorb(users, slates, responses, key)
         return responses
@@ -210,6 +207,18 @@ class UserModel(ABC):
     @abstractmethod
     def _respond(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Responses:
         """Responses of one page, from the population as it is; must not change it."""
+
+
+def aligned(users: NDArray[Any], slates: NDArray[Any]) -> tuple[LongArray, NDArray[np.int32]]:
+    """Rows and their pages, as arrays of the types that kernels take.
+
+    Raises:
+        SimenvError: not one page a user.
+    """
+    users = np.asarray(users, dtype=np.int64)
+    if slates.ndim != 2 or len(slates) != len(users):
+        raise SimenvError(f"slates have shape {slates.shape}; expected ({len(users)}, K)")
+    return users, np.ascontiguousarray(slates, dtype=np.int32)
 
 
 def require(condition: bool, option: str, value: object, expected: str) -> None:

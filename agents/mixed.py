@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.base import UserModel, require
+from agents.base import UserModel, aligned, require
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, LongArray, Tastes
 from simenv.errors import ConfigError
@@ -136,13 +136,13 @@ class MixedUsers(UserModel):
     # -- one page -----------------------------------------------------------------------------------------------
 
     def respond(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key) -> Responses:
-        users = np.asarray(users, np.int64)
+        users, slates = aligned(users, slates)
         in_sample = self.sampled[users]
         parts: list[tuple[NDArray[np.bool_], Responses]] = []
         for part, rows in ((self.sample, in_sample), (self.others, ~in_sample)):
             if not rows.any():
                 continue
-            mine, pages = users[rows], np.ascontiguousarray(slates[rows], np.int32)
+            mine, pages = users[rows], slates[rows]
             if part is self.sample:
                 shadow = self.others._respond(mine, pages, key)  # before the page is lived through
                 self._count(self._other, mine, pages, shadow)

@@ -1,6 +1,6 @@
 """Speed and cost of LLM users: calls per second against a server with latency, pages per second from the cache, tokens.
 
-The server (tests/simenv/language_models/llm_server.py) is another process on loopback, so the figures are those of
+The server (simenv.language_models.fake_server) is another process on loopback, so the figures are those of
 the client side. The ideal is concurrency / latency: 64 / 0.2 s = 320 calls/s.
 
     python benchmarks/llm.py [--pages 3840] [--latency 0.2] [--concurrency 64] [--profile]
@@ -35,7 +35,7 @@ KEY = Key(0)
 @contextlib.contextmanager
 def server(latency: float) -> Iterator[str]:
     """The test server in a process of its own; its base URL."""
-    command = [sys.executable, str(ROOT / "tests/simenv/language_models/llm_server.py"), "--latency", str(latency)]
+    command = [sys.executable, "-m", "simenv.language_models.fake_server", "--latency", str(latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

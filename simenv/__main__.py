@@ -5,6 +5,7 @@ Commands are found by dotted name when called, since running experiments stands 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -41,11 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             known = did_you_mean(name, COMMANDS)
             raise ConfigError(f"simenv {name}: unknown command{known}; expected one of {', '.join(COMMANDS)}")
         code: int = resolve(COMMANDS[name][0])(rest)
+        sys.stdout.flush()
     except SimenvError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `simenv data | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return code
 
 

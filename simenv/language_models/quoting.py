@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, Self
 
 import jinja2
 
@@ -95,6 +95,10 @@ class Templates:
             source, _, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
             digest.update(b"\0" + source.encode())
         self.version = digest.hexdigest()[:12]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Copies of users share their templates, which never change; compiled ones cannot be copied."""
+        return self
 
     def render(self, name: str, **values: Any) -> str:
         """A template's text with these values.

@@ -14,9 +14,9 @@ from recommenders.popularity import Popularity
 from simenv.datasets import synthetic
 from simenv.errors import ConfigError
 from simenv.language_models import openai
+from simenv.language_models.fake_server import LLMServer
 from simenv.platform import Platform, Schedule
 from simenv.randomness import Key
-from tests.simenv.language_models.llm_server import LLMServer
 
 WORLD = synthetic(n_users=200, n_items=150, seed=4)
 EVERYONE = np.arange(WORLD.n_users)

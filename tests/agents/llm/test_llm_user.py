@@ -14,8 +14,8 @@ from agents.llm.user import LLMUser
 from simenv.datasets import synthetic
 from simenv.errors import BudgetExhausted, ConfigError
 from simenv.language_models import LanguageModelError, openai, replay, run
+from simenv.language_models.fake_server import LLMServer, Reply, error, items_of, scores
 from simenv.randomness import Key, Purpose, uniforms
-from tests.simenv.language_models.llm_server import LLMServer, Reply, error, items_of, scores
 
 WORLD = synthetic(n_users=40, n_items=120, seed=3)
 USERS = np.arange(12)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simenv.language_models.llm_server import LLMServer
+from simenv.language_models.fake_server import LLMServer
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[3]

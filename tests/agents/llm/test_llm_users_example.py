@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simenv.language_models.llm_server import LLMServer
+from simenv.language_models.fake_server import LLMServer
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "llm_users.py"
 

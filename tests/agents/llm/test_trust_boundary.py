@@ -15,9 +15,9 @@ from agents.llm.answers import page_schema
 from agents.llm.user import LLMUser
 from simenv.datasets import synthetic
 from simenv.language_models import openai
+from simenv.language_models.fake_server import LLMServer, items_of
 from simenv.language_models.quoting import plain, quote
 from simenv.randomness import Key
-from tests.simenv.language_models.llm_server import LLMServer, items_of
 
 WORLD = synthetic(n_users=6, n_items=40, seed=5)
 HOSTILE = {

@@ -39,7 +39,7 @@ from experiments.running.design import CONF
 from simenv.datasets import synthetic
 from simenv.datasets.base import RatingScale
 from simenv.errors import ConfigError, DataError, RunDirectoryError
-from tests.simenv.language_models.llm_server import LLMServer
+from simenv.language_models.fake_server import LLMServer
 
 WORLD = synthetic(n_users=150, n_items=200, seed=1)
 LARGE = synthetic(n_users=400, n_items=700, seed=1)

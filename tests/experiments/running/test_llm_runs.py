@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from experiments import bias_loop
 from experiments.running.design import CONF
 from simenv.errors import BudgetExhausted, ConfigError
-from tests.simenv.language_models.llm_server import LLMServer
+from simenv.language_models.fake_server import LLMServer
 
 CANARY = "sk-canary-77aa"
 MINE = """

@@ -22,7 +22,7 @@ from simenv.envs.vector import SlateVectorEnv
 from simenv.envs.world import EPISODE
 from simenv.errors import BudgetExhausted, ConfigError
 from simenv.language_models import LanguageModelError, openai
-from tests.simenv.language_models.llm_server import LLMServer
+from simenv.language_models.fake_server import LLMServer
 
 B = 4
 STAYS = {"exit_base": -50.0}

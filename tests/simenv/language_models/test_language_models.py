@@ -27,9 +27,9 @@ from simenv.language_models import (
 )
 from simenv.language_models.accounting import Spending
 from simenv.language_models.base import estimate_tokens
+from simenv.language_models.fake_server import LLMServer, Reply, error
 from simenv.language_models.limits import Budgeted, Limited
 from simenv.language_models.openai_compatible import OpenAICompatible, retry_after
-from tests.simenv.language_models.llm_server import LLMServer, Reply, error
 
 CANARY = "sk-canary-5f2a9c0d1e"
 
