@@ -7,12 +7,12 @@ protocols only, and nothing of files, arms or seeds beyond its own.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mesa
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +22,12 @@ from simenv.events import Events
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel, pack
+
+_start_method = multiprocessing.get_start_method(allow_none=True)
+from mesa import Agent as Agent  # noqa: E402 - for those who need Mesa without what importing it does
+from mesa import Model  # noqa: E402
+
+multiprocessing.set_start_method(_start_method, force=True)  # Mesa sets "spawn" for the whole process when it loads
 
 FEEDBACK = ("loop", "frozen", "organic", "exogenous", "none")
 RETRAIN = ("refit", "window", "update")
@@ -103,7 +109,7 @@ class Schedule:
             raise ConfigError(f"retrain={self.retrain}: expected one of {', '.join(RETRAIN)}")
 
 
-class Platform(mesa.Model):
+class Platform(Model):
     """A population of users, one recommender (or none), and rounds.
 
     Args:

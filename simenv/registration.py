@@ -1,33 +1,28 @@
-"""Gymnasium ids, and the one place where simenv finds users and recommenders by dotted name.
+"""Gymnasium ids, and the one place where simenv finds users and recommenders by name or dotted path.
 
 Registration is text only: environments, agents and data load when `gymnasium.make` builds one. The module does not know
 what an agent or an environment does.
+
+A specification is code: it names what is called, and with which arguments. Those that `gymnasium.make` is given travel
+as JSON, so only what stands in simenv's own packages is called, and what `allow_targets` names.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 
 from simenv.errors import ConfigError
 
-AGENTS = {
-    "choice": "agents.choice.ChoiceModel",
-    "rank": "agents.choice.RankAcceptance",
-    "llm": "agents.llm.LLMUser",
-}
-RECOMMENDERS = {  # those with scores of every item, which a platform's knobs can re-rank
-    "popularity": "recommenders.popularity.Popularity",
-    "itemknn": "recommenders.neighbours.ItemKNN",
-    "content": "recommenders.content.Content",
-    "ease": "recommenders.linear.EASE",
-    "als": "recommenders.factors.ALS",
-    "mf": "recommenders.factors.MF",
-    "oracle": "recommenders.oracle.Oracle",
-}
+CONF = Path(__file__).resolve().parents[1] / "conf"
+PACKAGES = ("simenv", "agents", "recommenders")
+TARGETS = "SIMENV_TARGETS"  # environment variable: further packages, separated by commas; processes inherit it
 TASKS = ("SatiationTrap", "ChurnTrap", "PopularityTrap", "ColdStart", "Drift")
 
 
@@ -47,6 +42,12 @@ def register_envs() -> None:
             )
 
 
+def allow_targets(*packages: str) -> None:
+    """Let specifications call what stands in these packages or modules too, here and in processes started from here."""
+    known = [name for name in os.environ.get(TARGETS, "").split(",") if name]
+    os.environ[TARGETS] = ",".join(dict.fromkeys([*known, *packages]))
+
+
 def resolve(path: str) -> Any:
     """The object at a dotted path, e.g. ``agents.choice.ChoiceModel``.
 
@@ -60,28 +61,108 @@ def resolve(path: str) -> Any:
         raise ConfigError(f"'{path}': {error}; expected the dotted path of a class or function") from error
 
 
-def make(spec: Any, names: Mapping[str, str], what: str) -> Any:
+def names(group: str) -> tuple[str, ...]:
+    """What can be named in a group: ``agent``, ``recommender``, ``llm``."""
+    return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+
+
+def specification(group: str, name: Any) -> dict[str, Any]:
+    """What ``conf/<group>/<name>.yaml`` says, with the defaults it builds on.
+
+    Raises:
+        ConfigError: there is no such name; the message lists those there are.
+    """
+    import yaml
+
+    if name not in names(group):
+        raise ConfigError(
+            f"{group}={name!r}: unknown; expected one of {', '.join(names(group))}, or _target_ with a path"
+        )
+    own = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    own = _without_interpolations(own[name] if group == "recommender" else own)
+    found: dict[str, Any] = {}
+    for base in own.pop("defaults", []):
+        if isinstance(base, str):
+            found = found if base == "_self_" else _merged(found, specification(group, base))
+        else:  # {/agent@sample: llm}
+            ((where, which),) = base.items()
+            other, _, at = where.lstrip("/").partition("@")
+            found = _merged(found, {at: specification(other, which)})
+    return _merged(found, own)
+
+
+def make(spec: Any, group: str) -> Any:
     """An object from a name, from a mapping with ``name`` or ``_target_`` and options, or the object itself.
 
     Args:
-        spec: any of these.
-        names: dotted path by short name.
-        what: what error messages call it.
+        spec: any of these; of ``name``, the options are those of its yaml, changed by what the mapping says.
+        group: of the names, and what error messages call it.
 
     Raises:
-        ConfigError: an unknown name, or options the target does not take.
+        ConfigError: an unknown name, options the target does not take, or a target outside the packages allowed.
     """
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
         return spec
     options = dict(spec)
-    name, path = options.pop("name", None), options.pop("_target_", None)
-    if path is None:
-        if name not in names:
-            raise ConfigError(f"{what}={name!r}: unknown; expected one of {', '.join(names)}, or _target_ with a path")
-        path = names[name]
+    if "_target_" not in options:
+        options = _merged(specification(group, options.pop("name", None)), options)
+    return _built(options, group)
+
+
+def _built(value: Any, what: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_built(one, what) for one in value]
+    if what == "language_model" and isinstance(value, (str, Mapping)) and "_target_" not in value:
+        return make(value, "llm")
+    if not isinstance(value, Mapping):
+        return value
+    options = {name: _built(one, name) for name, one in value.items() if name != "_target_"}
+    if "_target_" not in value:
+        return options
+    missing = [name for name, one in options.items() if one == "???"]
+    if missing:
+        raise ConfigError(f"{what}: expected a value for {', '.join(missing)}")
+    target = _allowed(str(value["_target_"]), what)
     try:
-        return resolve(path)(**options)
+        return target(**options)
     except TypeError as error:
         raise ConfigError(f"{what}: {error}") from error
+
+
+def _allowed(path: str, what: str) -> Any:
+    packages = (*PACKAGES, *(name for name in os.environ.get(TARGETS, "").split(",") if name))
+
+    def inside(module: str) -> bool:
+        return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+    target = resolve(path) if inside(path) else None
+    if target is None or not inside(getattr(target, "__module__", None) or ""):
+        raise ConfigError(
+            f"{what}: _target_={path!r} is outside {', '.join(packages)}; a specification is code: to let it call "
+            "more, say so with simenv.registration.allow_targets(package)"
+        )
+    return target
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The one with the other's entries over it, mappings entry by entry; another ``_target_`` replaces the whole."""
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        deep = isinstance(old, Mapping) and isinstance(value, Mapping) and "_target_" not in value
+        merged[name] = _merged(old, value) if deep and old is not None else value
+    return merged
+
+
+def _without_interpolations(value: Any) -> Any:
+    """A yaml's values with what it would take from elsewhere, ``${oc.select:llm,null}``, at its default."""
+    import yaml
+
+    if isinstance(value, Mapping):
+        return {name: _without_interpolations(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_interpolations(one) for one in value]
+    default = re.fullmatch(r"\$\{oc\.select:[^,}]+,(.*)\}", value) if isinstance(value, str) else None
+    return yaml.safe_load(default[1]) if default else value

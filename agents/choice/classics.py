@@ -99,6 +99,10 @@ class TableUsers(UserModel):
         self.table = state["table"].copy()
         self._round = int(state["round"])
 
+    def forget(self, users: NDArray[Any], start: dict[str, NDArray[Any]]) -> None:
+        super().forget(users, start)
+        self.table[users] = start["table"][users]
+
     def twin(self) -> UserModel:
         other = super().twin()
         assert isinstance(other, TableUsers)
@@ -258,6 +262,10 @@ class DriftingInterest(TableUsers):
         self.interest[who, items] += np.where(responses.clicked[rows, ranks], size, -size)
         self.table[who, items] = logistic(self.interest[who, items])
         return responses
+
+    def forget(self, users: NDArray[Any], start: dict[str, NDArray[Any]]) -> None:
+        super().forget(users, start)
+        self.interest[users] = start["interest"][users]
 
     def twin(self) -> UserModel:
         other = super().twin()

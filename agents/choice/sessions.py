@@ -24,18 +24,13 @@ class ChoiceSessions(Sessions):
     """Sessions of a `ChoiceModel`, one compiled pass a page."""
 
     def __init__(self, users: ChoiceModel, n_rows: int, **options: Any) -> None:
-        super().__init__(users, n_rows, **options)
         self._model = users
-        self._parameters = np.append(users.parameters(), [self.no_rating, self.repeat == "never", self.every_utility])
-        self._bind_play()
+        super().__init__(users, n_rows, **options)
 
     def _bind(self) -> None:
+        """And the arguments of `_play`, one by one: a tuple of arrays takes Numba longer to recognise than a page."""
         super()._bind()
-        if hasattr(self, "_model"):  # the base class calls this before the rest is there
-            self._bind_play()
-
-    def _bind_play(self) -> None:
-        """The arguments of `_play`, one by one: a tuple of arrays takes Numba longer to recognise than a page takes."""
+        own = [self.no_rating, self.repeat == "never", self.every_utility]
         self._arguments = (
             np.empty((self.n_rows, self.slate_size), np.int32),
             np.empty(self.n_rows, np.bool_),
@@ -48,7 +43,7 @@ class ChoiceSessions(Sessions):
             self._model.trait_rows,
             self._model.population.tastes.rating.user_vectors,
             self._model.examination_probabilities(self.slate_size),
-            self._parameters,
+            np.append(self._model.parameters(), own),
             self._profile,
             self.click_counts,
             self._flags,

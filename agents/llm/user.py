@@ -195,6 +195,13 @@ class LLMUser(UserModel):
                 if user in before:
                     now[user] = before[user]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> LLMUser:
+        """Users of their own who ask the same language model, out of the same budget."""
+        other = copy.copy(self)
+        memo |= {id(self): other, id(self.language_model): self.language_model, id(self.prompts): self.prompts}
+        other.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return other
+
     def twin(self) -> LLMUser:
         other = super().twin()
         assert isinstance(other, LLMUser)

@@ -10,19 +10,18 @@ from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import mesa
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import UserModel
 from agents.population.rows import Population
 from simenv.errors import ConfigError
-from simenv.platform import Platform
+from simenv.platform import Agent, Platform
 
 _views: WeakKeyDictionary[Platform, dict[int, UserAgent]] = WeakKeyDictionary()
 
 
-class UserAgent(mesa.Agent):
+class UserAgent(Agent):
     """A view of one user; make it with `UserAgent.of(platform, row)`, which gives the same object each time.
 
     `unique_id` is the user's row. Mesa counts its own ids from 1 and keeps every Model that ever had an agent alive
@@ -93,4 +92,4 @@ def release(platform: Platform) -> None:
     for agent in list(platform.agents):
         agent.remove()
     _views.pop(platform, None)
-    mesa.Agent._ids.pop(platform, None)
+    Agent._ids.pop(platform, None)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.sessions.rows import EPISODE, NEWEST, USER, begin_rows, first_unknown, observe_rows
+from agents.sessions.rows import EPISODE, NEWEST, PAGE, USER, begin_rows, first_unknown, observe_rows
 from simenv.datasets.base import FloatArray, Interactions, LongArray
 from simenv.errors import ConfigError
 from simenv.metrics.profile import observable_profile
@@ -117,7 +117,8 @@ class Sessions(ABC):
         self._kept: dict[int, dict[str, NDArray[Any]]] = {}
 
         shape = (n_rows, slate_size)
-        self._pages(np.zeros((2, *shape), np.bool_), np.zeros((2, *shape), np.float32), np.zeros((n_rows, 5)))
+        self._flags, self._floats = np.zeros((2, *shape), np.bool_), np.zeros((2, *shape), np.float32)
+        self.parts = np.zeros((n_rows, 5))
         self._everyone, self._nobody = np.ones(n_rows, np.bool_), np.full(n_rows, -1, np.int64)
         self._bind()
 
@@ -132,12 +133,17 @@ class Sessions(ABC):
             keep: users go on as their last session left them, one round later; False = as in the warm start.
         """
         if keep:
-            for row in np.flatnonzero(rows):
-                self._store(row)
+            self.leave(rows)
         begin_rows(rows, self._nobody if users is None else users, self.no_rating, self.who, *self._fresh)
         if keep:
             for row in np.flatnonzero(rows):
                 self._recall(row)
+
+    def leave(self, rows: NDArray[np.bool_]) -> None:
+        """Keep the state in which the sessions of some rows leave their users, a round later, for `begin` to recall."""
+        for row in np.flatnonzero(rows):
+            if self.who[row, EPISODE] >= 0:
+                self._store(row)
 
     def restore_world(self) -> None:
         """The world as it was at first: popularity of the warm start, users who remember no session."""
@@ -175,9 +181,12 @@ class Sessions(ABC):
         return observation, bad
 
     def observe(self, *, out: Observation | None = None) -> Observation:
-        """What is observed of every row before its first page."""
+        """What is observed of every row now: before its first page, or after its last one."""
         observation = self.blank() if out is None else out
-        self._observe(self._everyone, observation)
+        new = self.who[:, PAGE] == 0
+        self._observe(new, observation)
+        if not new.all():
+            self._observe(~new, observation, first=False)
         return observation
 
     def blank(self) -> Observation:
@@ -211,12 +220,16 @@ class Sessions(ABC):
     def copy(self) -> Sessions:
         """The same sessions in the same state, going their own way over the same immutable arrays."""
         other = copy.copy(self)
-        for name in _STATE:
+        for name in (*_STATE, "_flags", "_floats", "parts"):
             setattr(other, name, getattr(self, name).copy())
         other._kept = dict(self._kept)
-        other._pages(self._flags.copy(), self._floats.copy(), self.parts.copy())
         other._bind()
         return other
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies and pickles hold arrays whole: views of them are taken anew."""
+        self.__dict__.update(state)
+        self._bind()
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of everything that changes."""
@@ -238,33 +251,26 @@ class Sessions(ABC):
         np.copyto(self.parts, parts)
         self._kept = dict(state["kept"])
 
-    def _pages(self, flags: NDArray[np.bool_], floats: NDArray[np.float32], parts: NDArray[np.float64]) -> None:
-        """Where the last page is kept."""
-        self._flags, self._floats, self.parts = flags, floats, parts
-        self.examined, self.clicked = flags
-        self.ratings, self.utility = floats
-
     # -- for subclasses ----------------------------------------------------------------------------------------
 
     def _bind(self) -> None:
         """Collect the arrays that keep their place between two calls: gathering them costs more than a page."""
+        self.examined, self.clicked = self._flags
+        self.ratings, self.utility = self._floats
         self._seen = (self.seen_items, self.seen_clicks, self.seen_ratings)
         self._state = (self.vectors, self.satiation, self.genre_counts, self.mood, self.bits)
         self._fresh = (self._state, self._seen, self._home, self._past)
 
-    def _observe(self, rows: NDArray[np.bool_], observation: Observation) -> None:
-        """What is observed of some rows before their first page."""
+    def _observe(self, rows: NDArray[np.bool_], observation: Observation, *, first: bool = True) -> None:
+        """What is observed of some rows before their first page, or after a later one."""
         out = tuple(observation.values())
-        observe_rows(rows, True, self.who, self.genre_counts, self._profile, self.no_rating, self._seen, out)
+        observe_rows(rows, first, self.who, self.genre_counts, self._profile, self.no_rating, self._seen, out)
 
     @abstractmethod
     def _play(self, slates: LongArray, playing: NDArray[np.bool_], observation: Observation) -> int:
         """See `play`."""
 
     def _store(self, row: Any) -> None:
-        """Keep the state in which the session of a row leaves its user, a round later."""
-        if self.who[row, EPISODE] < 0:
-            return
         dynamics = self.users.dynamics
         kept = {name: getattr(self, name)[row].copy() for name in _ROWS}
         kept["satiation"] *= np.float32(dynamics.satiation_decay)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from simenv.envs.errors import InvalidActionError, OptionError, ResetNeededError
-from simenv.envs.world import check_options, check_size, make_world
+from simenv.envs.world import MAX_SEED, check_digest, check_options, check_size, make_world, world_digest
 from simenv.errors import SimenvError
 from simenv.events import Events
 from simenv.metrics.formulas import coverage, gini
 from simenv.metrics.reference import Group, Reference
 from simenv.metrics.table import METRICS
 from simenv.randomness import hash64
-from simenv.registration import RECOMMENDERS, make, resolve
+from simenv.registration import make, resolve
 
 KNOBS = ("exploration", "popularity_penalty", "calibration")
 OBSERVED = ("ctr", "true_utility", "satisfaction", "gini", "coverage", "tail_share", "genre_kl", "present")
@@ -53,8 +53,8 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     Args:
         dataset, agent, seed, n_users, n_items: as in `SlateEnv`.
-        recommender: base recommender: a name (``itemknn``, ``als``, ``ease``, ``popularity``, ...), a mapping with
-            ``name`` or ``_target_`` and options, or an unfitted recommender with scores.
+        recommender: base recommender: a name of ``conf/recommender``, a mapping with ``name`` or ``_target_`` and
+            options, or an unfitted recommender with scores.
         rounds: rounds of an episode.
         engagement, harm, harm_weight, group: see the reward; harm None = none.
         max_penalty: popularity penalty at action 1.
@@ -90,7 +90,6 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         repeat: str = "never",
         render_mode: str | None = None,
     ) -> None:
-        self._options = {name: value for name, value in locals().items() if name != "self"}
         from simenv.platform import Platform, Schedule  # Mesa loads here
 
         if render_mode not in (None, "ansi"):
@@ -103,7 +102,7 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < np.inf:
                 raise OptionError(f"{name}={value!r}: expected a number >= 0")
         self.rounds = check_size("rounds", rounds)
-        check_size("seed", seed, 0)
+        check_size("seed", seed, 0, MAX_SEED)
         self.dataset, self.users = make_world(
             dataset, agent, seed=seed, n_users=n_users, n_items=n_items, repeat=repeat
         )
@@ -114,7 +113,9 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if harm == "group_gap" and len(self._groups) < 2:
             raise OptionError(f"group={group!r}: {self.dataset.name} has no such attribute with groups to compare")
         try:
-            base = make(recommender, RECOMMENDERS, "recommender")
+            base = make(recommender, "recommender")
+            if not callable(getattr(base, "scores", None)):
+                raise OptionError(f"recommender={recommender!r}: expected one with scores, which the knobs can re-rank")
             self._penalty = resolve("recommenders.rerank.PopularityPenalty")(base, strength=0.0)
             self._calibrated = resolve("recommenders.rerank.Calibrated")(self._penalty, strength=0.0)
             self._explorer = resolve("recommenders.rerank.EpsilonGreedy")(self._calibrated, epsilon=0.0)
@@ -130,6 +131,8 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         except SimenvError as error:
             raise error if isinstance(error, OptionError) else OptionError(str(error)) from error
         self._start = self.users.state_dict()
+        kind = type(base).__qualname__
+        self._world = world_digest(self.dataset, self.users, seed=seed, repeat=repeat, recommender=kind, loop=schedule)
         self.action_space = spaces.Box(0.0, 1.0, (len(KNOBS),), np.float32)
         self.observation_space = spaces.Box(0.0, 1.0, (len(OBSERVED) + 1 + len(KNOBS),), np.float32)
         self._action = np.zeros(len(KNOBS), np.float32)
@@ -201,15 +204,18 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             "action": self._action.copy(),
             "measured": self._measured.copy(),
             "playing": self._playing,
-            "np_random": copy.deepcopy(self._np_random),
+            "np_random": copy.deepcopy((self._np_random, self._np_random_seed)),
+            "world": self._world,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on exactly where `get_state` was called, in an environment made with the same options.
 
         Raises:
-            OptionError: the options were others; then only `reset` or another `set_state` helps.
+            OptionError: world, users or loop were others, and nothing has changed; or the recommender's options were,
+                and then only `reset` or another `set_state` helps.
         """
+        check_digest(state, self._world)
         self._playing = False
         with tempfile.TemporaryDirectory() as folder:
             for name, content in state["files"].items():
@@ -224,32 +230,28 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._set_seed(state["seed"])
         self.platform.round_events = state["round_events"]
         self._measured, self._playing = state["measured"].copy(), state["playing"]
-        self._np_random = copy.deepcopy(state["np_random"])
+        self._np_random, self._np_random_seed = copy.deepcopy(state["np_random"])
 
     def fork(self, n: int, *, luck: str = "same") -> list[PlatformEnv]:
-        """`n` independent environments in this very state, over the same data set; each fits a recommender of its own.
+        """`n` independent environments in this very state, over the same data set; see `simenv.envs.world.fork` for one
+        that keeps wrappers.
 
         Args:
             n: how many.
             luck: ``same``: all draws to come are those this environment would make; ``fresh``: each branch has its own.
 
         Raises:
-            OptionError: agent or recommender were given as objects, of which there is one.
+            ResetNeededError: before `reset`.
         """
         if luck not in ("same", "fresh"):
             raise OptionError(f"luck={luck!r}: expected same or fresh")
-        for name in ("agent", "recommender"):
-            if not isinstance(self._options[name], (str, Mapping)):
-                raise OptionError(
-                    f"fork: {name} is an object, which branches cannot share; expected a name or a mapping"
-                )
-        state = self.get_state()
+        if self._seed is None:
+            raise ResetNeededError("Cannot call env.fork() before calling env.reset()")
         branches = []
         for branch in range(check_size("n", n, 0)):
-            other = PlatformEnv(**(self._options | {"dataset": self.dataset}))
+            other = copy.deepcopy(self, {id(self.dataset): self.dataset})
             if luck == "fresh":
-                state["seed"] = int(hash64(self._seed or 0, -1, branch, 0, self.platform.round, 0) >> np.uint64(2))
-            other.set_state(state)
+                other._set_seed(int(hash64(self._seed, -1, branch, 0, self.platform.round, 0) >> np.uint64(2)))
             branches.append(other)
         return branches
 

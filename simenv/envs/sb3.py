@@ -60,7 +60,7 @@ class SB3VecEnv(VecEnv):
             raise OptionError(f"single_item: slots {env.single_action_space.shape}; expected slate_size=1")
         self.env = env
         self._cap_ends = cap_ends
-        self._observe = (lambda observation: observation) if observe is None else observe
+        self._observe = observe
         self.render_mode = env.render_mode
         self._returns, self._lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
         self._seed: int | None = None
@@ -72,7 +72,10 @@ class SB3VecEnv(VecEnv):
         observation, _ = self.env.reset(seed=self._seed)
         self._seed = None
         self._returns[:], self._lengths[:] = 0.0, 0
-        return self._observe(observation)
+        return self._seen(observation)
+
+    def _seen(self, observation: dict[str, NDArray[Any]]) -> Any:
+        return observation if self._observe is None else self._observe(observation)
 
     def step_async(self, actions: NDArray[Any]) -> None:
         self._actions = actions[:, None] if isinstance(self.action_space, spaces.Discrete) else actions
@@ -86,7 +89,7 @@ class SB3VecEnv(VecEnv):
         if done.any():
             rows = np.flatnonzero(done)
             last = {name: np.stack([info["final_obs"][row][name] for row in rows]) for name in observation}
-            seen = self._observe(last)
+            seen = self._seen(last)
             for at, row in enumerate(rows):
                 final = {name: v[at] for name, v in seen.items()} if isinstance(seen, dict) else seen[at]
                 infos[row] = {
@@ -95,7 +98,7 @@ class SB3VecEnv(VecEnv):
                     "episode": {"r": float(self._returns[row]), "l": int(self._lengths[row]), "t": 0.0},
                 }
             self._returns[rows], self._lengths[rows] = 0.0, 0
-        return self._observe(observation), rewards.astype(np.float32), done, infos
+        return self._seen(observation), rewards.astype(np.float32), done, infos
 
     def seed(self, seed: int | None = None) -> list[int | None]:
         self._seed = seed

@@ -15,16 +15,20 @@ from simenv.envs.rewards import Page, Reward, RewardFunction
 from simenv.envs.world import (
     EPISODE,
     LEFT,
+    MAX_SEED,
     PAGE,
     SEED,
     USER,
     Observation,
     Sessions,
+    check_digest,
     check_options,
     check_size,
+    luck_seed,
     make_world,
     observation_space,
     user_row,
+    world_digest,
 )
 from simenv.errors import SimenvError
 from simenv.randomness import hash64
@@ -72,7 +76,8 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
         texts: whether `info` has the titles of the page.
         render_mode: ``ansi``, ``rgb_array`` or None.
 
-    Reset options: ``keep_world``, and ``user``, a row or an id; without it a user is drawn.
+    Reset options: ``keep_world``, and ``user``, a row or an id; without it a user is drawn. A seed restores the world,
+    unless ``keep_world`` is among the options of that very `reset`.
 
     Raises:
         OptionError: an option out of range; a `gymnasium.error.Error`, `ValueError` and `simenv.errors.ConfigError`.
@@ -101,7 +106,7 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
             raise OptionError(f"render_mode={render_mode!r}: expected ansi, rgb_array or None")
         self.reward = Reward.of(reward)
         self.max_pages = check_size("max_pages", max_pages)
-        check_size("seed", seed, 0)
+        check_size("seed", seed, 0, MAX_SEED)
         self.dataset, users = make_world(dataset, agent, seed=seed, n_users=n_users, n_items=n_items, repeat=repeat)
         check_size("slate_size", slate_size, 1, self.dataset.n_items)
         check_size("history_size", history_size)
@@ -114,6 +119,9 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
         self._position = np.arange(slate_size)
         self._action = np.zeros((1, slate_size), np.int64)
         self._playing = False
+        self._world = world_digest(
+            self.dataset, users, seed=seed, slate_size=slate_size, history_size=history_size, repeat=repeat
+        )
         self._bind()
 
     # -- Gymnasium --------------------------------------------------------------------------------------------
@@ -123,21 +131,22 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin the next session; see the class for options."""
         who = self.sessions.who
-        if seed is not None or self._np_random is None:
-            super().reset(seed=seed)
-            # A seedless first reset takes its luck from the generator that Gymnasium seeds from the system.
-            who[0, SEED] = self.np_random.integers(2**62) if seed is None else seed
-            who[0, EPISODE] = -1
-        users, keep = None, self.keep_world
+        begins_anew = seed is not None or self._np_random is None
+        users, keep = None, self.keep_world and not begins_anew
         if options:
             check_options(options, RESET_OPTIONS)
             keep = bool(options.get("keep_world", keep))
             if options.get("user") is not None:
                 users = np.array([user_row(self.dataset, options["user"])])
         if keep:
+            self.sessions.leave(_ALL)
             self.sessions.renew_popularity()
         else:
             self.sessions.restore_world()
+        if begins_anew:
+            super().reset(seed=seed)
+            who[0, SEED] = luck_seed(self.np_random_seed)  # of the system's making where none was given
+            who[0, EPISODE] = -1
         self.sessions.begin(_ALL, users, keep=keep)
         self._playing = True
         self.sessions.observe(out=self._rows)
@@ -222,18 +231,25 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
             "sessions": self.sessions.state_dict(),
             "playing": self._playing,
             "action": self._action.copy(),
-            "np_random": copy.deepcopy(self._np_random),
+            "np_random": copy.deepcopy((self._np_random, self._np_random_seed)),
+            "world": self._world,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `get_state` was called, in an environment made with the same options."""
+        """Go on exactly where `get_state` was called, in an environment made with the same options.
+
+        Raises:
+            OptionError: world, users or sizes were others; nothing has changed.
+        """
+        check_digest(state, self._world)
         self.sessions.load_state_dict(state["sessions"])
         self._playing = state["playing"]
         np.copyto(self._action, state["action"])
-        self._np_random = copy.deepcopy(state["np_random"])
+        self._np_random, self._np_random_seed = copy.deepcopy(state["np_random"])
 
     def fork(self, n: int, *, luck: str = "same") -> list[SlateEnv]:
-        """`n` independent copies in this very state, over the same immutable world.
+        """`n` independent copies in this very state, over the same immutable world; see `simenv.envs.world.fork` for
+        one that keeps wrappers.
 
         Args:
             n: how many.
@@ -246,8 +262,8 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
             other = copy.copy(self)
             other.sessions = self.sessions.copy()
             other._action = self._action.copy()
-            other._bind()
             other._np_random = copy.deepcopy(self._np_random)
+            other.action_space, other.observation_space = copy.deepcopy((self.action_space, self.observation_space))
             if luck == "fresh":
                 other.sessions.who[:, SEED] = fresh_seeds(self.sessions.who, branch)
             branches.append(other)
@@ -257,6 +273,10 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     def _page(self) -> Page:
         return page_of(self.sessions, self._action)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bind()
 
     def _bind(self) -> None:
         """Buffers that each page is written to before it is copied out."""

@@ -18,16 +18,20 @@ from simenv.envs.slate import RESET_OPTIONS, fresh_seeds, page_of
 from simenv.envs.world import (
     EPISODE,
     LEFT,
+    MAX_SEED,
     PAGE,
     SEED,
     USER,
     Observation,
     Sessions,
+    check_digest,
     check_options,
     check_size,
+    luck_seed,
     make_world,
     observation_space,
     user_row,
+    world_digest,
 )
 from simenv.errors import SimenvError
 
@@ -60,7 +64,8 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         dataset, agent, slate_size, max_pages, reward, seed, n_users, n_items, repeat, history_size, keep_world,
             render_mode: as in `SlateEnv`. With `keep_world` users come back as their last session left them.
 
-    Reset options: ``keep_world``; ``user``, one for all rows or one each; ``reset_mask``.
+    Reset options: ``keep_world``; ``user``, one for all rows or one each; ``reset_mask``, after which rows outside it
+    are observed as they were. A seed for all rows restores the world, unless ``keep_world`` is among the options too.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium's own form
@@ -98,7 +103,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         self.num_envs = check_size("num_envs", num_envs)
         self.reward = Reward.of(reward)
         self.max_pages = check_size("max_pages", max_pages)
-        check_size("seed", seed, 0)
+        check_size("seed", seed, 0, MAX_SEED)
         self.dataset, users = make_world(dataset, agent, seed=seed, n_users=n_users, n_items=n_items, repeat=repeat)
         check_size("slate_size", slate_size, 1, self.dataset.n_items)
         check_size("history_size", history_size)
@@ -121,6 +126,10 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         self._n_ended = 0  # since popularity was last renewed
         self._failed = False  # whether a page ended in an error
         self._keep = keep_world
+        own = {"num_envs": self.num_envs, "every_utility": self.sessions.every_utility}
+        self._world = world_digest(
+            self.dataset, users, seed=seed, slate_size=slate_size, history_size=history_size, repeat=repeat, **own
+        )
 
     # -- Gymnasium --------------------------------------------------------------------------------------------
 
@@ -135,16 +144,19 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         """
         options = check_options(options, (*RESET_OPTIONS, "reset_mask"))
         rows = self._reset_mask(options.get("reset_mask"))
-        self._reseed(seed, rows)
+        users = self._users(options.get("user"))
         self._keep = bool(options.get("keep_world", self.keep_world))
-        if self._keep:
+        begins_anew = rows.all() and (seed is not None or self._np_random is None)
+        keep = bool(options.get("keep_world", self.keep_world and not begins_anew))
+        if keep:
+            self.sessions.leave(rows)
             self.sessions.renew_popularity()
         elif rows.all():
             self.sessions.restore_world()
             self._n_ended = 0
         self._failed &= not rows.all()
-        users = self._users(options.get("user"))
-        self.sessions.begin(rows, users, keep=self._keep)
+        self._reseed(seed, rows)
+        self.sessions.begin(rows, users, keep=keep)
         self._ended[rows] = False
         self._actions[rows] = -1
         return self.sessions.observe(), {"user": self.sessions.who[:, USER].copy(), "_user": rows.copy()}
@@ -226,15 +238,21 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
             "n_ended": self._n_ended,
             "failed": self._failed,
             "keep": self._keep,
-            "np_random": copy.deepcopy(self._np_random),
+            "np_random": copy.deepcopy((self._np_random, self._np_random_seed)),
+            "world": self._world,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `get_state` was called, in an environment made with the same options."""
+        """Go on exactly where `get_state` was called, in an environment made with the same options.
+
+        Raises:
+            OptionError: world, users or sizes were others; nothing has changed.
+        """
+        check_digest(state, self._world)
         self.sessions.load_state_dict(state["sessions"])
         self._actions, self._ended = state["actions"].copy(), state["ended"].copy()
         self._n_ended, self._failed, self._keep = state["n_ended"], state["failed"], state["keep"]
-        self._np_random = copy.deepcopy(state["np_random"])
+        self._np_random, self._np_random_seed = copy.deepcopy(state["np_random"])
 
     def fork(self, n: int, *, luck: str = "same") -> list[SlateVectorEnv]:
         """`n` independent copies in this very state; see `SlateEnv.fork`."""
@@ -246,6 +264,8 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
             other.sessions = self.sessions.copy()
             other._actions, other._ended = self._actions.copy(), self._ended.copy()
             other._np_random = copy.deepcopy(self._np_random)
+            for name in ("action_space", "observation_space", "single_action_space", "single_observation_space"):
+                setattr(other, name, copy.deepcopy(getattr(self, name)))
             if luck == "fresh":
                 other.sessions.who[:, SEED] = fresh_seeds(self.sessions.who, branch)
             branches.append(other)
@@ -271,6 +291,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         first = self.sessions.observe()
         for name, values in last.items():
             values[ended] = first[name][ended]
+        info = _rows_of(info, ~ended)  # what a session ended with is in final_info alone
         info |= {"user": self.sessions.who[:, USER].copy(), "_user": np.ones(self.num_envs, np.bool_)}
         info |= {
             "final_obs": final_obs,
@@ -311,14 +332,13 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         return mask.copy()
 
     def _reseed(self, seed: int | list[int | None] | None, rows: NDArray[np.bool_]) -> None:
-        """Give rows their seeds, and rows that never had one theirs from Gymnasium's generator."""
+        """Give rows their seeds, and rows that never had one theirs from the system."""
         who = self.sessions.who
         if seed is None or isinstance(seed, (int, np.integer)):
-            first = seed is not None or self._np_random is None
-            if first:
+            if seed is not None or self._np_random is None:
                 super().reset(seed=None if seed is None else int(seed))
-                start = int(self.np_random.integers(2**62)) if seed is None else int(seed)
-                who[rows, SEED] = start + np.flatnonzero(rows)
+                start = int(self.np_random_seed)
+                who[rows, SEED] = [luck_seed(start + int(row)) for row in np.flatnonzero(rows)]
                 who[rows, EPISODE] = -1
             return
         if len(seed) != self.num_envs:
@@ -328,7 +348,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
             own = seed[row]
             if own is None and who[row, EPISODE] >= 0:
                 continue
-            who[row, SEED] = self.np_random.integers(2**62) if own is None else own
+            who[row, SEED] = self.np_random.integers(2**62) if own is None else luck_seed(_whole(own))
             who[row, EPISODE] = -1
 
     def _users(self, users: Any) -> NDArray[np.int64] | None:
@@ -356,12 +376,19 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         )
 
 
+def _whole(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise OptionError(f"seed={seed!r}: expected a whole number >= 0, or None")
+    return int(seed)
+
+
 def _rows_of(info: dict[str, Any], rows: NDArray[np.bool_]) -> dict[str, Any]:
-    """The same info with its masks narrowed to `rows`; arrays are copies."""
+    """The same info in `rows` alone, zeros elsewhere and masks narrowed; arrays are copies."""
     narrowed: dict[str, Any] = {}
     for name, values in info.items():
         if isinstance(values, dict):
             narrowed[name] = _rows_of(values, rows)
         else:
-            narrowed[name] = (values & rows) if name.startswith("_") else values.copy()
+            narrowed[name] = values.copy()
+            narrowed[name][~rows] = 0
     return narrowed

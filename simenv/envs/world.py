@@ -5,6 +5,8 @@ Environments talk to users through `Sessions`; nothing here knows how a user dec
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Protocol
@@ -17,10 +19,11 @@ from simenv.datasets import LOADERS, load
 from simenv.datasets.base import Dataset, LongArray, RatingScale, Tastes
 from simenv.envs.errors import OptionError
 from simenv.errors import SimenvError
-from simenv.registration import AGENTS, make, resolve
+from simenv.registration import make, names, resolve
 from simenv.slates import UserModel
 
 USER, SEED, EPISODE, PAGE = range(4)  # columns of `Sessions.who`
+MAX_SEED = 2**63 - 1  # of a world
 LEFT = 4  # column of `Sessions.parts`; those before are `rewards.NAMES`
 Observation = dict[str, NDArray[Any]]
 
@@ -47,6 +50,8 @@ class Sessions(Protocol):
     parts: NDArray[np.float64]
 
     def begin(self, rows: NDArray[np.bool_], users: LongArray | None = None, *, keep: bool = False) -> None: ...
+
+    def leave(self, rows: NDArray[np.bool_]) -> None: ...
 
     def restore_world(self) -> None: ...
 
@@ -95,8 +100,8 @@ def make_world(
     Args:
         dataset: a name such as ``synthetic`` or ``ml-100k``, a mapping with ``name`` and the loader's options, or a
             `Dataset`.
-        agent: a name (``choice``, ``rank``, ``llm``), a mapping with ``name`` or ``_target_`` and options, or a user
-            model that is not bound yet.
+        agent: a name of ``conf/agent``, a mapping with ``name`` or ``_target_`` and options, or a user model that is
+            not bound yet. Under ``llm``, the option ``language_model`` is such a name or mapping of ``conf/llm``.
         seed: of the world.
         n_users, n_items: as everywhere; None = all.
         repeat: ``never`` or ``always``.
@@ -111,9 +116,9 @@ def make_world(
         tastes = data.tastes
         if tastes is None:
             tastes = resolve("agents.tastes.structures.fit_tastes")(dataset=data, seed=seed)
-        users: ServedUsers = make(agent, AGENTS, "agent")
+        users: ServedUsers = make(agent, "agent")
         if not hasattr(users, "sessions"):
-            raise OptionError(f"agent={agent!r}: expected one of {', '.join(AGENTS)}, or a user model")
+            raise OptionError(f"agent={agent!r}: expected one of {', '.join(names('agent'))}, or a user model")
         if hasattr(users, "population"):
             raise OptionError("agent: this user model serves a world already; expected one that is not bound yet")
         users.bind(data, tastes, seed=seed, repeat=repeat)
@@ -163,6 +168,46 @@ def observation_space(sessions: Sessions) -> spaces.Dict:
             "page": spaces.Box(0, np.iinfo(np.int32).max, (1,), np.int32),
         }
     )
+
+
+def world_digest(dataset: Dataset, users: Any, **settings: Any) -> str:
+    """What a state must fit: a digest of data, tastes, the users' own options and the settings of an environment."""
+    digest = hashlib.blake2b(digest_size=16)
+    log, tastes = dataset.interactions, dataset.tastes
+    arrays = [dataset.catalog.genres, log.users, log.items, log.ratings, log.times]
+    for head in () if tastes is None else (tastes.choice, tastes.rating):
+        arrays += [head.user_vectors, head.item_vectors, head.user_bias, head.item_bias]
+    for values in arrays:
+        digest.update(repr(values.shape).encode() + np.ascontiguousarray(values).view(np.uint8).data)
+    own = {name: value for name, value in vars(users).items() if isinstance(value, (bool, int, float, str, tuple))}
+    digest.update(repr((type(users).__qualname__, sorted(own.items()), users.dynamics, settings)).encode())
+    return digest.hexdigest()
+
+
+def check_digest(state: Mapping[str, Any], digest: str) -> None:
+    """Raise an OptionError unless a state was taken where `world_digest` was the same."""
+    if state.get("world") != digest:
+        raise OptionError("state: not of an environment with these options; expected one over the same world and users")
+
+
+def luck_seed(seed: int) -> int:
+    """A seed of `reset` as 63 bits: itself where it fits, a hash of the larger ones that Gymnasium allows."""
+    if seed < 2**63:
+        return seed
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def fork(env: Any, n: int, *, luck: str = "same") -> list[Any]:
+    """`n` independent copies of an environment in this very state, with all its wrappers, over the same world.
+
+    Args:
+        env: an environment or vector of simenv, wrapped or not.
+        n: how many.
+        luck: ``same``: all draws to come are those this environment would make; ``fresh``: each branch has its own.
+    """
+    base = env.unwrapped
+    shared = {id(base.dataset): base.dataset}
+    return [copy.deepcopy(env, shared | {id(base): branch}) for branch in base.fork(n, luck=luck)]
 
 
 def check_size(name: str, value: Any, low: int = 1, high: float = np.inf) -> int:

@@ -119,8 +119,9 @@ class CandidateSlates(gym.Wrapper[Any, NDArray[np.int64], Any, NDArray[np.int64]
         inner = _slate_env(env)
         self._n = check_size("n", n, 1, inner.dataset.n_items)
         self._inner, self._features = inner, features
-        self._retrieve: Retriever = (lambda e: e.sessions.popularity) if retrieve is None else retrieve
+        self._retrieve: Retriever = visible_popularity if retrieve is None else retrieve
         self._candidates: NDArray[np.int64] = np.zeros(self._n, np.int64)
+        self._retrieved_at = b""
         self.action_space = spaces.MultiDiscrete([self._n] * inner.sessions.slate_size)
         if features:
             items = spaces.Box(0, inner.dataset.n_items - 1, (self._n,), np.int64)
@@ -140,17 +141,28 @@ class CandidateSlates(gym.Wrapper[Any, NDArray[np.int64], Any, NDArray[np.int64]
             or not self.action_space.contains(places)
         ):
             raise InvalidActionError(f"{action!r} ({type(action).__name__}) invalid: expected {self.action_space}")
+        if self._retrieved_at != self._inner.sessions.who.tobytes():  # a state has been set inside
+            self._candidates = self._retrieved()
         observation, reward, terminated, truncated, info = self.env.step(self._candidates[places])
         observation, info = self._with_candidates(observation, info)
         return observation, reward, terminated, truncated, info
 
     def _with_candidates(self, observation: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        scores = np.where(self._inner.action_masks(), self._retrieve(self._inner), -np.inf)
-        self._candidates = np.argsort(-scores, kind="stable")[: self._n]
+        self._candidates = self._retrieved()
         info["candidates"] = self._candidates.copy()
         if self._features:
             observation = {"observation": observation, "candidates": self._candidates.copy()}
         return observation, info
+
+    def _retrieved(self) -> NDArray[np.int64]:
+        self._retrieved_at = self._inner.sessions.who.tobytes()
+        scores = np.where(self._inner.action_masks(), self._retrieve(self._inner), -np.inf)
+        return np.argsort(-scores, kind="stable")[: self._n]
+
+
+def visible_popularity(env: SlateEnv) -> NDArray[np.float32]:
+    """What `CandidateSlates` retrieves by default: popularity as users see it, (n_items,)."""
+    return env.sessions.popularity
 
 
 def item_embedding(dataset: Dataset) -> FloatArray:

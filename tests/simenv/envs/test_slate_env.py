@@ -17,6 +17,7 @@ from agents.choice.model import ChoiceModel, RankAcceptance
 from simenv.datasets import Dataset
 from simenv.envs.rewards import Page
 from simenv.envs.slate import SlateEnv
+from simenv.envs.vector import SlateVectorEnv
 from simenv.errors import ConfigError, SimenvError
 from simenv.randomness import Key
 
@@ -342,9 +343,14 @@ def test_steps_out_of_turn_are_refused(small_world: Dataset) -> None:
         ({"max_pages": 0}, "max_pages=0"),
         ({"history_size": 0}, "history_size=0"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**63}, "seed=9223372036854775808: expected a whole number, 0 to"),
+        ({"agent": "llm"}, "the language model is NoneType"),
+        ({"agent": {"_target_": "os.system", "command": "true"}}, "_target_='os.system' is outside simenv"),
+        ({"agent": {"_target_": "simenv.events.Path"}}, "_target_='simenv.events.Path' is outside simenv"),
+        ({"agent": {"name": "llm", "retrieval": {"_target_": "subprocess.run"}}}, "retrieval: _target_='subprocess"),
         ({"dataset": "ml"}, "dataset='ml'"),
         ({"dataset": {"name": "synthetic", "n_itms": 5}}, "unknown option 'n_itms'"),
-        ({"agent": "chocie"}, "agent='chocie': unknown; expected one of choice, rank, llm"),
+        ({"agent": "chocie"}, "agent='chocie': unknown; expected one of choice, drifting-interest, llm"),
         ({"agent": {"name": "choice", "tast": 1}}, "agent:.*tast"),
         ({"agent": {"_target_": "agents.choice.Nobody"}}, "agents.choice.Nobody"),
         ({"agent": 3}, "agent=3"),
@@ -480,3 +486,115 @@ def test_torchrl_rolls_it_out() -> None:
     env = libs.GymWrapper(gym.make("simenv/Slate-v0", n_users=30, n_items=50, slate_size=4, texts=False))
     check_env_specs(env)
     assert (env.rollout(5)["next", "reward"] >= 0).all()
+
+
+# -- seeds ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 + 1, 2**127])
+def test_any_seed_that_gymnasium_takes_is_a_luck_of_its_own(small_world: Dataset, seed: int) -> None:
+    env, envs = make(small_world), SlateVectorEnv(2, dataset=small_world, slate_size=5)
+    first = env.reset(seed=seed), play(env, 9)
+    assert same((env.reset(seed=seed), play(env, 9)), first)
+    assert not same((env.reset(seed=seed + 1), play(env, 9)), first)
+    envs.reset(seed=seed)
+    users = [int(make(small_world).reset(seed=seed + row)[1]["user"]) for row in range(2)]
+    assert envs.sessions.who[:, 0].tolist() == users
+    envs.reset(seed=[seed, 3])
+    assert envs.sessions.who[0, 0] == users[0]
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_the_seed_that_gymnasium_names_replays_the_episode(small_world: Dataset, seed: int | None) -> None:
+    for env in (make(small_world), make(small_world, agent="rank"), SlateVectorEnv(3, dataset=small_world)):
+        first = env.reset(seed=seed)
+        env.reset()
+        assert same(env.reset(seed=env.np_random_seed), first)
+
+
+@pytest.mark.parametrize("agent", ["choice", "rank", "rank-discounted", "drifting-interest"])
+def test_a_seed_begins_a_kept_world_anew(small_world: Dataset, agent: str) -> None:
+    envs = SlateVectorEnv(2, dataset=small_world, agent=agent, slate_size=5, keep_world=True)
+    for env in (make(small_world, agent=agent, keep_world=True), envs):
+        env.action_space.seed(0)
+        actions = [env.action_space.sample() for _ in range(4)]
+
+        def session(env: Any = env, actions: Any = actions, **options: Any) -> list[Any]:
+            seen = [env.reset(options={"user": 4} if env.sessions.n_rows == 1 else None, **options)]
+            for action in actions:
+                seen.append(env.step(action))
+                if env.sessions.n_rows == 1 and (seen[-1][2] or seen[-1][3]):
+                    break
+            return seen
+
+        first = session(seed=3)
+        assert not same(session()[0], first[0])
+        assert same(session(seed=3), first)
+    env = make(small_world, agent=agent, keep_world=True)
+    env.reset(seed=3, options={"user": 4})
+    last = env.step(np.arange(5))[0]
+    kept, _ = env.reset(seed=3, options={"user": 4, "keep_world": True})
+    np.testing.assert_array_equal(kept["history_items"], last["history_items"])
+
+
+@pytest.mark.parametrize("agent", ["rank-discounted", "drifting-interest"])
+def test_whoever_comes_again_has_forgotten(small_world: Dataset, agent: str) -> None:
+    envs = SlateVectorEnv(2, dataset=small_world, agent=agent, slate_size=5, max_pages=1)
+    envs.reset(seed=0, options={"user": [3, 4]})
+    before = envs.sessions.users.state_dict()  # type: ignore[attr-defined]
+    envs.step(np.tile(np.arange(5), (2, 1)))
+    envs.reset(options={"user": [3, 4], "reset_mask": np.ones(2, np.bool_)})
+    after = envs.sessions.users.state_dict()  # type: ignore[attr-defined]
+    assert all(same(after[name], before[name]) for name in before if name != "click_counts")
+
+
+# -- names and processes --------------------------------------------------------------------------------------
+
+
+def test_users_of_every_yaml_are_made_by_name(small_world: Dataset) -> None:
+    from agents.llm.user import LLMUser
+    from agents.mixed import MixedUsers
+    from simenv.registration import make as build
+    from simenv.registration import names
+
+    model = {"name": "openai", "model": "test", "base_url": "http://127.0.0.1:9/v1"}
+    assert {"choice", "rank", "rank-discounted", "drifting-interest", "llm", "mixed", "user-lm"} <= set(names("agent"))
+    mixed = build(
+        {"name": "mixed", "share": 0.3, "sample": {"language_model": model, "retrieval": {"top": 2}}}, "agent"
+    )
+    assert isinstance(mixed, MixedUsers)
+    assert isinstance(mixed.sample, LLMUser)
+    assert (mixed.share, mixed.sample.retrieval.top, mixed.sample.retrieval.gamma) == (0.3, 2, 0.9)
+    user_lm = build({"name": "user-lm", "language_model": model}, "agent")
+    assert user_lm.retrieval.top == 30
+    with pytest.raises(ConfigError, match="llm: expected a value for model"):
+        build({"name": "llm", "language_model": "openai"}, "agent")
+    for agent in ("rank-discounted", "drifting-interest"):
+        env = gym.make("simenv/Slate-v0", dataset=small_world, slate_size=5, agent=agent)
+        check_env(env.unwrapped, skip_render_check=True)
+
+
+def test_more_targets_are_called_once_they_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from simenv.registration import TARGETS, allow_targets
+    from simenv.registration import make as build
+
+    monkeypatch.setenv(TARGETS, "")
+    with pytest.raises(ConfigError, match="allow_targets"):
+        build({"_target_": "fractions.Fraction", "numerator": 3}, "agent")
+    allow_targets("fractions")
+    assert build({"_target_": "fractions.Fraction", "numerator": 3}, "agent") == 3
+
+
+def test_the_start_method_of_processes_is_the_callers() -> None:
+    script = (
+        "import multiprocessing as m, gymnasium as gym, simenv\n"
+        "gym.make('simenv/Platform-v0', n_users=20, n_items=30)\n"
+        "import agents.population.user_agent\n"
+        "print(m.get_start_method(allow_none=True))\n"
+    )
+    for first, expected in (
+        ("", "None"),
+        ("import multiprocessing; multiprocessing.set_start_method('fork')\n", "fork"),
+    ):
+        done = subprocess.run([sys.executable, "-c", first + script], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [expected]

@@ -128,15 +128,47 @@ def test_rows_equal_single_environments_where_nothing_is_shared(small_world: Dat
         ended = terminated | truncated
 
 
-def test_native_batch_equals_gymnasiums_own_vector_environment(small_world: Dataset) -> None:
-    options: dict[str, Any] = {"agent": ALONE, "max_pages": 4}
-    envs = make(small_world, **options)
-    sync = gym.vector.SyncVectorEnv([lambda: single(small_world, texts=False, **options)] * B)
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_native_batch_equals_gymnasiums_own_vector_environment(small_world: Dataset, mode: AutoresetMode) -> None:
+    options: dict[str, Any] = {"agent": ALONE, "max_pages": 3}
+    envs = make(small_world, autoreset_mode=mode, **options)
+    sync = gym.vector.SyncVectorEnv(
+        [lambda: single(small_world, texts=False, **options)] * B, autoreset_mode=mode, observation_mode="same"
+    )
     assert data_equivalence(envs.reset(seed=2)[0], sync.reset(seed=2)[0], exact=True)
-    rng = np.random.default_rng(1)
-    for _ in range(40):
+    rng, ends = np.random.default_rng(1), 0
+    for step in range(40):
         actions = slates(rng)
-        assert same(envs.step(actions)[:4], sync.step(actions)[:4])
+        got, expected = envs.step(actions), sync.step(actions)
+        assert same(got[:4], expected[:4])
+        assert {name for name in got[4] if _told(got[4], name)} == {n for n in expected[4] if _told(expected[4], n)}
+        for name, values in expected[4].items():
+            told = expected[4].get(f"_{name}")
+            if told is not None and told.any():
+                np.testing.assert_array_equal(got[4][f"_{name}"], told)
+                assert same(_rows(got[4][name], told), _rows(values, told)), name
+        ended = got[2] | got[3]
+        ends += ended.sum()
+        if mode is AutoresetMode.DISABLED and (ended.any() or step % 5 == 0):
+            mask = ended | (rng.random(B) < 0.3)
+            mask[0] |= not mask.any()
+            again = envs.reset(options={"reset_mask": mask}), sync.reset(options={"reset_mask": mask.copy()})
+            assert same(again[0][0], again[1][0])
+            np.testing.assert_array_equal(again[0][1]["_user"], again[1][1]["_user"])
+            np.testing.assert_array_equal(again[0][1]["user"][mask], again[1][1]["user"][mask])
+            np.testing.assert_array_equal(again[0][1]["user"][~mask], got[4]["user"][~mask])
+    assert ends > B
+
+
+def _told(info: dict[str, Any], name: str) -> bool:
+    """Whether an info says anything under a name."""
+    return not name.startswith("_") and bool(info[f"_{name}"].any())
+
+
+def _rows(values: Any, rows: np.ndarray) -> Any:
+    if isinstance(values, dict):
+        return {name: _rows(v, rows) for name, v in values.items()}
+    return list(values[rows]) if values.dtype == object else values[rows]
 
 
 def test_details_change_nothing_but_info(small_world: Dataset) -> None:
