@@ -20,7 +20,8 @@ import gymnasium
 
 from simenv.errors import ConfigError
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+_ROOT = Path(__file__).resolve().parents[1]
+CONF = _ROOT / "experiments" / "conf" if (_ROOT / "experiments" / "conf").is_dir() else _ROOT / "conf"  # in a wheel
 PACKAGES = ("simenv", "agents", "recommenders")
 TARGETS = "SIMENV_TARGETS"  # environment variable: further packages, separated by commas; processes inherit it
 TASKS = ("SatiationTrap", "ChurnTrap", "PopularityTrap", "ColdStart", "Drift")
@@ -30,6 +31,9 @@ def register_envs() -> None:
     """Make ``simenv/...`` known to `gymnasium.make` and `gymnasium.make_vec`; calling it again changes nothing."""
     slate = ("simenv.envs.slate:SlateEnv", "simenv.envs.vector:SlateVectorEnv")
     entries: dict[str, tuple[str, str | None]] = {"Slate": slate}
+    for form in ("flat", "proto", "masked"):
+        makers = (f"simenv.envs.wrappers:make_{form}", f"simenv.envs.vector_wrappers:make_{form}_vec")
+        entries[f"Slate{form.capitalize()}"] = makers
     entries["Platform"] = ("simenv.envs.platform_env:PlatformEnv", None)
     entries |= dict.fromkeys(TASKS, ("simenv.envs.tasks:make_task", "simenv.envs.tasks:make_task_vec"))
     for name, (entry_point, vector_entry_point) in entries.items():

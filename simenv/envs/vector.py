@@ -337,7 +337,8 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         if seed is None or isinstance(seed, (int, np.integer)):
             if seed is not None or self._np_random is None:
                 super().reset(seed=None if seed is None else int(seed))
-                start = int(self.np_random_seed)
+                start = self.np_random_seed
+                assert start is not None
                 who[rows, SEED] = [luck_seed(start + int(row)) for row in np.flatnonzero(rows)]
                 who[rows, EPISODE] = -1
             return

@@ -1,8 +1,9 @@
 """Wrappers around `SlateEnv`: other actions, flat observations, masks, the hidden state, a log of events.
 
-Built on Gymnasium's own wrapper classes; each works on anything that ends in a `SlateEnv`, the named tasks included.
-The functions `flat_features` and `nearest_items` also take batches, so that what was trained through a wrapper can
-serve elsewhere (`recommenders.policy.PolicyRecommender`).
+Built on Gymnasium's own wrapper classes; each works on anything that ends in a `SlateEnv`, the named tasks included,
+and records its arguments, so that ``gym.make(env.spec)`` makes it again. `simenv.envs.vector_wrappers` has the same for
+vectors. The functions `flat_features` and `nearest_items` also take batches, so that what was trained through a wrapper
+can serve elsewhere (`recommenders.policy.PolicyRecommender`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from simenv.datasets.base import Dataset, FloatArray
@@ -60,30 +62,36 @@ def flat_features(observation: Observation, dataset: Dataset, *, max_pages: int)
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
-class FlatObservation(gym.ObservationWrapper[FloatArray, Any, Observation]):
+def flat_space(env: Any) -> spaces.Box:
+    """The space of `flat_features` for one session of a `SlateEnv` or `SlateVectorEnv`."""
+    blank = {name: np.zeros_like(values[0]) for name, values in env.sessions.blank().items()}
+    return spaces.Box(0.0, 1.0, flat_features(blank, env.dataset, max_pages=env.max_pages).shape, np.float32)
+
+
+class FlatObservation(gym.ObservationWrapper[FloatArray, Any, Observation], RecordConstructorArgs):
     """The observation as one vector in [0, 1], see `flat_features`; for policies without an item embedding.
 
     For the Dict as it is, end to end, `gymnasium.wrappers.FlattenObservation` does.
     """
 
     def __init__(self, env: gym.Env[Observation, Any]) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self)
+        gym.ObservationWrapper.__init__(self, env)
         inner = _slate_env(env)
         self._dataset, self._max_pages = inner.dataset, inner.max_pages
-        blank = {name: np.zeros_like(values[0]) for name, values in inner.sessions.blank().items()}
-        size = len(flat_features(blank, self._dataset, max_pages=self._max_pages))
-        self.observation_space = spaces.Box(0.0, 1.0, (size,), np.float32)
+        self.observation_space = flat_space(inner)
 
     def observation(self, observation: Observation) -> FloatArray:
         """The vector."""
         return flat_features(observation, self._dataset, max_pages=self._max_pages)
 
 
-class SingleItem(gym.ActionWrapper[Any, np.int64, NDArray[np.int64]]):
+class SingleItem(gym.ActionWrapper[Any, np.int64, NDArray[np.int64]], RecordConstructorArgs):
     """``Discrete(n_items)`` for environments with one slot a page."""
 
     def __init__(self, env: gym.Env[Any, NDArray[np.int64]]) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self)
+        gym.ActionWrapper.__init__(self, env)
         size = env.action_space.shape
         if size != (1,):
             raise OptionError(f"SingleItem: slots {size}; expected an environment with slate_size=1")
@@ -98,7 +106,7 @@ class SingleItem(gym.ActionWrapper[Any, np.int64, NDArray[np.int64]]):
         return np.asarray(action).reshape(1)
 
 
-class CandidateSlates(gym.Wrapper[Any, NDArray[np.int64], Any, NDArray[np.int64]]):
+class CandidateSlates(gym.Wrapper[Any, NDArray[np.int64], Any, NDArray[np.int64]], RecordConstructorArgs):
     """Actions are places in a list of retrieved candidates: ``MultiDiscrete([n] * slate_size)``.
 
     Candidates are retrieved once for each page and are in ``info["candidates"]`` (n,), at `reset` too. With `features`
@@ -115,7 +123,8 @@ class CandidateSlates(gym.Wrapper[Any, NDArray[np.int64], Any, NDArray[np.int64]
     def __init__(
         self, env: gym.Env[Any, Any], n: int = 50, *, retrieve: Retriever | None = None, features: bool = False
     ) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self, n=n, retrieve=retrieve, features=features)
+        gym.Wrapper.__init__(self, env)
         inner = _slate_env(env)
         self._n = check_size("n", n, 1, inner.dataset.n_items)
         self._inner, self._features = inner, features
@@ -147,6 +156,10 @@ class CandidateSlates(gym.Wrapper[Any, NDArray[np.int64], Any, NDArray[np.int64]
         observation, info = self._with_candidates(observation, info)
         return observation, reward, terminated, truncated, info
 
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which candidate may stand in which slot, (slate_size * n,), as sb3-contrib's `MaskablePPO` reads it."""
+        return slot_masks(self._inner.action_masks()[self._candidates], self._inner.sessions.slate_size)
+
     def _with_candidates(self, observation: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         self._candidates = self._retrieved()
         info["candidates"] = self._candidates.copy()
@@ -170,6 +183,14 @@ def item_embedding(dataset: Dataset) -> FloatArray:
     popularity = midrank_percentile(dataset.interactions.item_counts())
     rows = np.column_stack([genre_weights(dataset.catalog.genres), popularity - 0.5]).astype(np.float32)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6))
+
+
+def checked_embedding(embedding: FloatArray | None, dataset: Dataset) -> FloatArray:
+    """An embedding of the data set's items, (n_items, d); by default `item_embedding`."""
+    rows = item_embedding(dataset) if embedding is None else np.asarray(embedding, np.float32)
+    if rows.ndim != 2 or len(rows) != dataset.n_items:
+        raise OptionError(f"embedding has shape {rows.shape}; expected ({dataset.n_items}, d)")
+    return rows
 
 
 def nearest_items(
@@ -197,7 +218,7 @@ def nearest_items(
     return items
 
 
-class ProtoAction(gym.ActionWrapper[Any, FloatArray, NDArray[np.int64]]):
+class ProtoAction(gym.ActionWrapper[Any, FloatArray, NDArray[np.int64]], RecordConstructorArgs):
     """A point in item space for every slot, ``Box(-1, 1, (slate_size, d))``; the nearest items are shown.
 
     After Dulac-Arnold et al. 2015, "Deep reinforcement learning in large discrete action spaces", with one neighbour.
@@ -208,13 +229,10 @@ class ProtoAction(gym.ActionWrapper[Any, FloatArray, NDArray[np.int64]]):
     """
 
     def __init__(self, env: gym.Env[Any, NDArray[np.int64]], embedding: FloatArray | None = None) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self, embedding=embedding)
+        gym.ActionWrapper.__init__(self, env)
         self._inner = _slate_env(env)
-        self.embedding = item_embedding(self._inner.dataset) if embedding is None else np.asarray(embedding, np.float32)
-        if self.embedding.ndim != 2 or len(self.embedding) != self._inner.dataset.n_items:
-            raise OptionError(
-                f"embedding has shape {self.embedding.shape}; expected ({self._inner.dataset.n_items}, d)"
-            )
+        self.embedding = checked_embedding(embedding, self._inner.dataset)
         shape = (self._inner.sessions.slate_size, self.embedding.shape[1])
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
 
@@ -226,15 +244,42 @@ class ProtoAction(gym.ActionWrapper[Any, FloatArray, NDArray[np.int64]]):
         return nearest_items(points, self.embedding, self._inner.action_masks())
 
 
-class ActionMask(gym.ObservationWrapper[dict[str, Any], Any, Any]):
+def slot_masks(allowed: NDArray[np.bool_], slate_size: int) -> NDArray[np.bool_]:
+    """What may stand in each slot, slot after slot, (..., slate_size * n), as sb3-contrib wants ``action_masks()``.
+
+    Where nothing is allowed everything is, since some item must be shown; it acts as empty.
+
+    Args:
+        allowed: (..., n) items, or candidates.
+        slate_size: slots.
+    """
+    possible = allowed | ~allowed.any(axis=-1, keepdims=True)
+    return np.tile(possible, (*(1,) * (allowed.ndim - 1), slate_size))
+
+
+class SlotMasks(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """`action_masks()` by slot, (slate_size * n_items,), for sb3-contrib's `MaskablePPO`; nothing else changes."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        self._inner = _slate_env(env)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """See `slot_masks`."""
+        return slot_masks(self._inner.action_masks(), self._inner.sessions.slate_size)
+
+
+class ActionMask(gym.ObservationWrapper[dict[str, Any], Any, Any], RecordConstructorArgs):
     """Adds ``action_mask`` (n_items,) int8 to the observation: 0 where an item would act as an empty slot.
 
-    The observation becomes a Dict of ``observation`` and ``action_mask``, as RLlib and PettingZoo write it; for
-    sb3-contrib's `MaskablePPO` the environment has `action_masks`.
+    The observation becomes a Dict of ``observation`` and ``action_mask``, as RLlib and PettingZoo write it;
+    sb3-contrib's `MaskablePPO` wants `SlotMasks`.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self)
+        gym.ObservationWrapper.__init__(self, env)
         self._inner = _slate_env(env)
         mask = spaces.Box(0, 1, (self._inner.dataset.n_items,), np.int8)
         self.observation_space = spaces.Dict({"observation": env.observation_space, "action_mask": mask})
@@ -244,14 +289,15 @@ class ActionMask(gym.ObservationWrapper[dict[str, Any], Any, Any]):
         return {"observation": observation, "action_mask": self._inner.action_masks().astype(np.int8)}
 
 
-class HiddenState(gym.ObservationWrapper[dict[str, Any], Any, Any]):
+class HiddenState(gym.ObservationWrapper[dict[str, Any], Any, Any], RecordConstructorArgs):
     """Adds the true utility of every item, and what moves the user's mood, to the observation: for debugging only.
 
     ``utility`` (n_items,) and ``mood`` (2,), fatigue squashed to [0, 1) by f / (1 + f), and satisfaction.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self)
+        gym.ObservationWrapper.__init__(self, env)
         self._inner = _slate_env(env)
         n = self._inner.dataset.n_items
         self.observation_space = spaces.Dict(
@@ -278,7 +324,7 @@ class HiddenState(gym.ObservationWrapper[dict[str, Any], Any, Any]):
         return picture
 
 
-class EventRecorder(gym.Wrapper[Any, Any, Any, Any]):
+class EventRecorder(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Keeps every impression as `simenv.events.Events`; episodes count as rounds.
 
     `propensity` is what the policy set on the environment before the step, else NaN. The log is that of one (seed, arm,
@@ -286,7 +332,8 @@ class EventRecorder(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
         self._inner = _slate_env(env)
         self._popularity0 = midrank_percentile(self._inner.dataset.interactions.item_counts())
         self._pages: list[Events] = []
@@ -323,3 +370,18 @@ class EventRecorder(gym.Wrapper[Any, Any, Any, Any]):
     def events(self) -> Events:
         """Everything logged so far."""
         return Events.concat(self._pages) if self._pages else Events.empty()
+
+
+def make_flat(**options: Any) -> gym.Env[Any, Any]:
+    """``simenv/SlateFlat-v0``: a `SlateEnv` whose observation is one vector."""
+    return FlatObservation(SlateEnv(**options))
+
+
+def make_proto(**options: Any) -> gym.Env[Any, Any]:
+    """``simenv/SlateProto-v0``: the same, and actions are points in item space."""
+    return ProtoAction(make_flat(**options))
+
+
+def make_masked(**options: Any) -> gym.Env[Any, Any]:
+    """``simenv/SlateMasked-v0``: a vector, and `action_masks()` by slot."""
+    return SlotMasks(make_flat(**options))

@@ -12,13 +12,14 @@ pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.monitor import Monitor
 
 import simenv  # noqa: F401 - registers the environments
 from simenv.datasets import Dataset
 from simenv.envs.sb3 import SB3VecEnv
 from simenv.envs.slate import SlateEnv
 from simenv.envs.vector import SlateVectorEnv
-from simenv.envs.wrappers import FlatObservation, SingleItem, flat_features
+from simenv.envs.wrappers import CandidateSlates, FlatObservation, SingleItem, flat_features
 from simenv.errors import ConfigError
 
 ALONE = {"name": "choice", "conformity": 0.0}
@@ -106,9 +107,58 @@ def test_a_session_at_the_page_cap_is_cut_short_or_over(small_world: Dataset, ca
 
 
 def test_what_it_cannot_serve_is_refused(small_world: Dataset) -> None:
-    with pytest.raises(ConfigError, match="expected slate_size=1"):
+    with pytest.raises(ConfigError, match="with slate_size=1"):
         SB3VecEnv(make(small_world), single_item=True)
     with pytest.raises(ConfigError, match="expects SameStep"):
         SB3VecEnv(SlateVectorEnv(2, dataset=small_world, slate_size=3))
     with pytest.raises(ConfigError, match="both or neither"):
         SB3VecEnv(make(small_world), observe=lambda observation: observation)
+
+
+def test_maskable_ppo_trains_on_slates_candidates_and_native_batches(small_world: Dataset) -> None:
+    contrib = pytest.importorskip("sb3_contrib")
+    options = {"dataset": small_world, "agent": ALONE, "slate_size": 3, "max_pages": 4}
+    alone = gym.make("simenv/SlateMasked-v0", **options)
+    candidates = CandidateSlates(FlatObservation(SlateEnv(**options)), 12)
+    batch = gym.make_vec(
+        "simenv/SlateMasked-v0",
+        num_envs=4,
+        vectorization_mode="vector_entry_point",
+        autoreset_mode="SameStep",
+        **options,
+    )
+    for env in (alone, candidates, SB3VecEnv(batch)):
+        model = contrib.MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device="cpu", seed=0)
+        model.learn(64)
+    vector = SB3VecEnv(batch)
+    vector.seed(1)
+    observation = vector.reset()
+    masks = np.stack(vector.env_method("action_masks"))
+    actions, _ = model.predict(observation, action_masks=masks)
+    assert np.take_along_axis(masks.reshape(4, 3, 60), actions[..., None], axis=2).all()
+
+
+def test_the_vector_interface_is_complete(small_world: Dataset) -> None:
+    envs = SlateVectorEnv(3, dataset=small_world, slate_size=3, autoreset_mode="SameStep", render_mode="rgb_array")
+    vector = SB3VecEnv(envs)
+    vector.set_options([{"user": 4}, {}, {"user": "u9"}])
+    vector.seed(0)
+    vector.reset()
+    users = envs.sessions.who[:, 0].tolist()
+    assert (users[0], users[2]) == (4, 9)
+    vector.reset()
+    assert vector.env_method("action_masks", indices=[1])[0].shape == (60,)
+    assert len(vector.env_method("get_state")) == 3
+    assert vector.has_attr("dataset")
+    assert not vector.has_attr("nothing")
+    assert [image.shape for image in vector.get_images()] == [(54 + 90, 640, 3)] * 3
+    assert vector.render().ndim == 3
+    assert vector.get_attr("max_pages") == [20] * 3
+    vector.set_attr("keep_world", True)
+    assert envs.keep_world
+    assert vector.env_is_wrapped(Monitor) == [True] * 3
+    vector.set_options([{"keep_world": True}, {"keep_world": False}, {}])
+    with pytest.raises(ConfigError, match="rows share a world"):
+        vector.reset()
+    with pytest.raises(ConfigError, match="expected indices=None"):
+        vector.set_attr("keep_world", True, indices=[0])

@@ -10,6 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from simenv.datasets import Dataset
+from simenv.envs import vector_wrappers
 from simenv.envs.slate import SlateEnv
 from simenv.envs.vector import SlateVectorEnv
 from simenv.envs.wrappers import (
@@ -20,6 +21,7 @@ from simenv.envs.wrappers import (
     HiddenState,
     ProtoAction,
     SingleItem,
+    SlotMasks,
     flat_features,
     item_embedding,
     nearest_items,
@@ -169,3 +171,143 @@ def test_recorded_events_are_what_was_played(small_world: Dataset) -> None:
 def test_a_platform_cannot_be_wrapped() -> None:
     with pytest.raises(ConfigError, match="expected a SlateEnv inside"):
         FlatObservation(gym.make("CartPole-v1"))
+
+
+# -- specifications and ids -----------------------------------------------------------------------------------
+
+
+def places(env: SlateEnv) -> np.ndarray:
+    """A retriever of its own: later items first."""
+    return np.arange(env.dataset.n_items)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        FlatObservation,
+        ActionMask,
+        HiddenState,
+        EventRecorder,
+        SlotMasks,
+        lambda env: CandidateSlates(env, 7, retrieve=places, features=True),
+        lambda env: ProtoAction(FlatObservation(env), np.eye(60, 5, dtype=np.float32)),
+    ],
+)
+def test_a_specification_makes_the_wrapped_environment_again(wrap: Any) -> None:
+    env = wrap(gym.make("simenv/Slate-v0", n_users=20, n_items=60, slate_size=4, texts=False))
+    assert env.spec is not None
+    again = gym.make(env.spec)
+    assert type(again) is type(env)
+    assert (again.observation_space, again.action_space) == (env.observation_space, env.action_space)
+    env.action_space.seed(0)
+    assert same(again.reset(seed=1), env.reset(seed=1))
+    action = env.action_space.sample()
+    assert same(again.step(action), env.step(action))
+
+
+@pytest.mark.parametrize("form", ["Flat", "Proto", "Masked"])
+@pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version")
+def test_registered_forms_are_their_wrappers(form: str) -> None:
+    options: dict[str, Any] = {"n_users": 20, "n_items": 60, "slate_size": 4, "max_pages": 3, "agent": ALONE}
+    env = gym.make(f"simenv/Slate{form}-v0", texts=False, **options)
+    check_env(env, skip_render_check=True)
+    assert env.spec is not None
+    assert gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json())).spec == env.spec
+    envs = gym.make_vec(f"simenv/Slate{form}-v0", num_envs=3, vectorization_mode="vector_entry_point", **options)
+    assert envs.single_observation_space == env.observation_space
+    assert envs.single_action_space == env.action_space
+    assert same(envs.reset(seed=4)[0][0], env.reset(seed=4)[0])
+    env.action_space.seed(0)
+    action = env.action_space.sample()
+    assert same(envs.step(np.stack([action] * 3))[0][0], env.step(action)[0])
+    if form == "Masked":
+        assert same(envs.action_masks()[0], env.get_wrapper_attr("action_masks")())  # type: ignore[attr-defined]
+
+
+# -- vectors --------------------------------------------------------------------------------------------------
+
+ALONE = {"name": "choice", "conformity": 0.0}
+PAIRS: dict[str, tuple[Any, Any]] = {
+    "flat": (vector_wrappers.FlatObservation, FlatObservation),
+    "proto": (vector_wrappers.ProtoAction, ProtoAction),
+    "masked": (vector_wrappers.SlotMasks, SlotMasks),
+    "candidates": (
+        lambda envs: vector_wrappers.CandidateSlates(envs, 9, retrieve=lambda e: e.true_utility(), features=True),
+        lambda env: CandidateSlates(env, 9, retrieve=lambda e: e.true_utility(), features=True),
+    ),
+    "both": (
+        lambda envs: vector_wrappers.CandidateSlates(
+            vector_wrappers.FlatObservation(envs), 9, retrieve=lambda e: e.true_utility()
+        ),
+        lambda env: CandidateSlates(FlatObservation(env), 9, retrieve=lambda e: e.true_utility()),
+    ),
+}
+
+
+def same(left: Any, right: Any) -> bool:
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    return np.array_equal(left, right, equal_nan=isinstance(left, np.ndarray) and left.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_wrapped_vectors_equal_wrapped_environments(small_world: Dataset, name: str, mode: str) -> None:
+    wrap_vector, wrap = PAIRS[name]
+    options: dict[str, Any] = {"dataset": small_world, "slate_size": 4, "max_pages": 3, "agent": ALONE}
+    envs = wrap_vector(SlateVectorEnv(3, autoreset_mode=mode, **options))
+    sync = gym.vector.SyncVectorEnv(
+        [lambda: wrap(make(small_world, **options, history_size=30))] * 3,
+        autoreset_mode=gym.vector.AutoresetMode(mode),
+    )
+    assert same(envs.reset(seed=2)[0], sync.reset(seed=2)[0])
+    envs.action_space.seed(0)
+    seen = 0
+    for _ in range(12):
+        actions = envs.action_space.sample()
+        got, expected = envs.step(actions), sync.step(actions)
+        assert same(got[:4], expected[:4])
+        assert got[0] in envs.observation_space
+        for row in np.flatnonzero(got[4].get("_final_obs", np.zeros(3))):
+            seen += 1
+            left, right = got[4]["final_obs"][row], expected[4]["final_obs"][row]
+            if name == "candidates":  # of the last page: what comes after it is not retrieved
+                left, right = left["observation"], right["observation"]
+            assert same(left, right)
+        if name in ("masked", "candidates", "both"):
+            masks = envs.action_masks()
+            assert same(list(masks), list(sync.call("action_masks")))
+    assert seen > 3 or mode == "NextStep"
+
+
+def test_vectors_refuse_what_single_environments_refuse(small_world: Dataset) -> None:
+    envs = SlateVectorEnv(3, dataset=small_world, slate_size=4)
+    proto, candidates = vector_wrappers.ProtoAction(envs), vector_wrappers.CandidateSlates(envs, 9)
+    proto.reset(seed=0)
+    for wrapped, action in (
+        (proto, np.full(proto.action_space.shape, np.nan)),
+        (proto, np.zeros((3, 4, 2))),
+        (candidates, np.full((3, 4), 9)),
+        (candidates, np.zeros((3, 4))),
+    ):
+        with pytest.raises(gym.error.InvalidAction, match="expected"):
+            wrapped.step(action)
+    with pytest.raises(ConfigError, match="slate_size=1"):
+        vector_wrappers.SingleItem(envs)
+    with pytest.raises(ConfigError, match="embedding has shape"):
+        vector_wrappers.ProtoAction(envs, np.zeros((3, 2), np.float32))
+    with pytest.raises(ConfigError, match="n=61"):
+        vector_wrappers.CandidateSlates(envs, 61)
+    with pytest.raises(ConfigError, match="expected a SlateVectorEnv"):
+        vector_wrappers.FlatObservation(gym.make_vec("CartPole-v1", num_envs=2))
+
+
+def test_slots_may_hold_anything_where_nothing_is_allowed(small_world: Dataset) -> None:
+    from simenv.envs.wrappers import slot_masks
+
+    allowed = np.array([[True, False, True], [False, False, False]])
+    expected = [[True, False, True] * 2, [True] * 6]
+    assert slot_masks(allowed, 2).tolist() == expected
+    assert slot_masks(allowed[0], 2).tolist() == expected[0]
