@@ -117,7 +117,7 @@ class SB3VecEnv(VecEnv):
         self.env.close()
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        pages = self.env.render() if self.render_mode == "rgb_array" else None
+        pages: Any = self.env.render() if self.render_mode == "rgb_array" else None
         return [None] * self.num_envs if pages is None else list(pages)
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:

@@ -62,7 +62,7 @@ def flat_features(observation: Observation, dataset: Dataset, *, max_pages: int)
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
-def flat_space(env: Any) -> spaces.Box:
+def flat_space(env: Any) -> spaces.Space[Any]:
     """The space of `flat_features` for one session of a `SlateEnv` or `SlateVectorEnv`."""
     blank = {name: np.zeros_like(values[0]) for name, values in env.sessions.blank().items()}
     return spaces.Box(0.0, 1.0, flat_features(blank, env.dataset, max_pages=env.max_pages).shape, np.float32)
