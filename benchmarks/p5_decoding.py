@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recommenders.p5.generative import Decoding
 from recommenders.p5.networks.t5 import P5Network
 from recommenders.p5.prompted import P5
 from recommenders.p5.trie import EXACT_LIMIT
@@ -46,7 +47,7 @@ def random_log(n_users: int, n_items: int, length: int = 25) -> Interactions:
 
 def untrained(log: Interactions, **options: Any) -> P5:
     """A p5 after one step, its weights redrawn so that scores differ clearly."""
-    recommender = P5(max_minutes=1e-9, **options)
+    recommender = P5(training={"max_minutes": 1e-9}, **options)
     recommender.fit(log, key=Key(0))
     generator = torch.Generator(device="cpu").manual_seed(0)
     with torch.no_grad():
@@ -92,7 +93,7 @@ def by_generate(recommender: P5, users: np.ndarray, k: int, beams: int) -> np.nd
 
 
 def by_beam(recommender: P5, users: np.ndarray, k: int, beams: int) -> np.ndarray:
-    recommender.beam_width = beams
+    recommender.decoding = Decoding(beam_width=beams)
     return recommender.beam(users, k)
 
 

@@ -28,6 +28,7 @@ from recommenders.popularity import Popularity
 from simenv import datasets
 from simenv.datasets.splits import leave_one_out
 from simenv.randomness import Key
+from simenv.records import nested
 from simenv.slates import pack
 
 TOLD = 0.8  # share of users whose attribute the fair prompt may learn from
@@ -73,10 +74,11 @@ def main() -> None:
 
 def _backbone(options: argparse.Namespace, dataset: Any, split: Any, key: Key) -> P5:
     index = {"clusters": 20, "leaf_size": 50, "window": 3}
-    settings = {"index_options": index, "layers": 1, "dropout": 0.0, "epochs": 4, "max_minutes": options.minutes}
+    settings = {"index.options": index, "network.layers": 1, "network.dropout": 0.0, "training.epochs": 4,
+                "training.max_minutes": options.minutes}  # fmt: skip
     if options.model is not None:
         settings = json.loads((options.model / "card.json").read_text())["settings"]
-    recommender = P5(**settings)
+    recommender = P5(**nested(settings))
     recommender.bind_dataset(dataset)
     if options.model is not None:
         recommender.load(options.model)

@@ -30,13 +30,14 @@ from recommenders.evaluation.lists import midrank_percentile, popularity_by_hist
 from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.neighbours import SeqKNN
 from recommenders.neural.sequential import BERT4Rec, SASRec
-from recommenders.p5.generative import GenerativeRecommender, P5Fast
+from recommenders.p5.generative import Decoding, GenerativeRecommender, P5Fast
 from recommenders.p5.prompted import P5
 from recommenders.popularity import Popularity
 from simenv import datasets
 from simenv.datasets.base import Dataset
 from simenv.datasets.splits import Split, leave_one_out
 from simenv.randomness import Key
+from simenv.records import nested
 from simenv.training.histories import Histories
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -46,20 +47,23 @@ PARTS = ("quality", "ablation", "time", "speed", "decoding")
 FOLDERS = {"beauty": ("amazon", "amazon-beauty-2014"), "ml-1m": ("ml-1m", "ml-1m-u2999")}
 Job = dict[str, Any]
 
-CID = {"index": "collaborative", "index_options": {"window": 3}}
-CID_IID = {"index": "collaborative+independent", "index_options": {"window": 3}}
-RQ_VAE = {"index": "rqvae", "index_options": {"codewords": 256, "vectors": "text"}}
+CID = {"index.name": "collaborative", "index.options": {"window": 3}}
+CID_IID = {"index.name": "collaborative+independent", "index.options": {"window": 3}}
+RQ_VAE = {"index.name": "rqvae", "index.options": {"codewords": 256, "vectors": "text"}}
 FAST = {
-    "embedding_size": 256, "layers": 4, "heads": 4, "depth_layers": 2, "dropout": 0.3, "history": 50, "epochs": 150,
-    "batch_size": 512, "learning_rate": 2e-3, "early_stop": True, "evaluate_every": 10, "patience": 4,
+    "network.embedding_size": 256, "network.layers": 4, "network.heads": 4, "network.depth_layers": 2,
+    "network.dropout": 0.3, "network.history": 50, "training.epochs": 150, "training.batch_size": 512,
+    "training.learning_rate": 2e-3, "training.early_stop": True, "training.evaluate_every": 10, "training.patience": 4,
 }  # fmt: skip
 LANGUAGE = {
-    "embedding_size": 256, "layers": 4, "heads": 4, "dropout": 0.2, "history": 20, "epochs": 60, "batch_size": 1024,
-    "learning_rate": 2e-3, "early_stop": True, "evaluate_every": 5, "patience": 3,
+    "network.embedding_size": 256, "network.layers": 4, "network.heads": 4, "network.dropout": 0.2,
+    "asking.history": 20, "training.epochs": 60, "training.batch_size": 1024, "training.learning_rate": 2e-3,
+    "training.early_stop": True, "training.evaluate_every": 5, "training.patience": 3,
 }  # fmt: skip
 BASELINE = {
-    "embedding_size": 256, "layers": 2, "dropout": 0.3, "history": 50, "epochs": 150, "batch_size": 256,
-    "learning_rate": 1e-3, "early_stop": True, "evaluate_every": 10, "patience": 4,
+    "embedding_size": 256, "layers": 2, "dropout": 0.3, "history": 50, "training.epochs": 150,
+    "training.batch_size": 256, "training.learning_rate": 1e-3, "training.early_stop": True,
+    "training.evaluate_every": 10, "training.patience": 4,
 }  # fmt: skip
 TINY = {"embedding_size": 16, "layers": 1, "heads": 2, "epochs": 1, "batch_size": 64, "history": 8}
 
@@ -97,11 +101,11 @@ def plan() -> list[Job]:
                 for model, label, options in rows
             ]
     ablations: list[tuple[str, str, dict[str, Any]]] = [
-        ("p5", "whole-word tokens instead of pooled items", {"item_input": "tokens"}),
-        ("p5", "decoder-only backbone", {"backbone": "llama"}),
-        ("p5", "history 10", {"history": 10}),
-        ("p5", "history 50", {"history": 50}),
-        ("p5", "dropout .1", {"dropout": 0.1}),
+        ("p5", "whole-word tokens instead of pooled items", {"network.item_input": "tokens"}),
+        ("p5", "decoder-only backbone", {"network.backbone": "llama"}),
+        ("p5", "history 10", {"asking.history": 10}),
+        ("p5", "history 50", {"asking.history": 50}),
+        ("p5", "dropout .1", {"network.dropout": 0.1}),
     ]
     jobs += [
         {"part": "ablation", "dataset": "beauty", "model": model, "label": label,
@@ -110,13 +114,13 @@ def plan() -> list[Job]:
     ]  # fmt: skip
     jobs += [
         {"part": "time", "dataset": "beauty", "model": "p5-fast", "label": f"p5-fast CID+IID, {minutes:g} min",
-         "options": {**FAST, **CID_IID, "max_minutes": minutes}, "seed": 0}
+         "options": {**FAST, **CID_IID, "training.max_minutes": minutes}, "seed": 0}
         for minutes in (0.5, 1.0, 3.0)
     ]  # fmt: skip
     for model, label, options in (("p5-fast", "p5-fast", FAST), ("p5", "p5", LANGUAGE)):
         jobs.append(
             {"part": "speed", "dataset": "beauty", "model": model, "label": label,
-             "options": {**options, **CID_IID, "early_stop": False, "epochs": 3}, "seed": 0}
+             "options": {**options, **CID_IID, "training.early_stop": False, "training.epochs": 3}, "seed": 0}
         )  # fmt: skip
     jobs += [
         {"part": "decoding", "dataset": "random", "model": "p5", "label": f"{items:,} items, {beams} beams",
@@ -160,14 +164,14 @@ class Bench:
         }  # fmt: skip
         options = dict(job["options"])
         if self.tiny and options:
-            options.update({name: value for name, value in TINY.items() if name in options})
-            if "max_minutes" in options:
-                options["max_minutes"] = 0.01
+            options.update({name: TINY[last] for name in options if (last := name.rpartition(".")[2]) in TINY})
+            if "training.max_minutes" in options:
+                options["training.max_minutes"] = 0.01
         if job["model"] not in ("popularity", "seqknn"):
             options["device"] = self.device
         if job["model"] in ("p5", "p5-fast"):
             options["checkpoint"] = self.checkpoint(job)
-        return makers[job["model"]](**options)
+        return makers[job["model"]](**nested(options))
 
     def checkpoint(self, job: Job) -> Path:
         name = "".join(c if c.isalnum() else "-" for c in key_of(job))
@@ -217,7 +221,7 @@ class Bench:
         percentile = midrank_percentile(split.train.item_counts())
         saved, rows = recommender.decoding, {}
         for mode in ("exact", "beam"):
-            recommender.decoding = mode
+            recommender.decoding = Decoding(kind=mode)
             lists = recommender.recommend(users, 10).item_ids
             rows[mode] = {
                 "popularity_by_rank": popularity_by_rank(lists, percentile).tolist(),

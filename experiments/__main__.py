@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach `main`, which says them in one line
 
@@ -116,21 +117,26 @@ def _in_words(error: Exception, arguments: Sequence[str]) -> str:
     found = re.match(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and found:
         parent, _, name = found[1].rpartition(".")
-        known = _keys_below(parent, [a for a in arguments if not a.startswith(f"{found[1]}=")])
+        below = _options_below(parent, [a for a in arguments if not a.startswith(f"{found[1]}=")])
+        for record, options in below.items() if parent else ():
+            if isinstance(options, dict) and name in options:
+                return f"{found[1]}: unknown option; it is {parent}.{record}.{name}"
+        known = sorted(below)
         listed = f"; expected one of {', '.join(known)}" if parent and known else ""
         return f"{found[1]}: unknown option{did_you_mean(name, known)}{listed}"
     return " ".join(str(error).split())
 
 
-def _keys_below(parent: str, arguments: Sequence[str]) -> list[str]:
+def _options_below(parent: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The options at this place of the configuration; none where these arguments make no configuration either."""
     try:
         with hydra.initialize_config_dir(str(CONF), version_base=None):
             config = hydra.compose("config", [a for a in arguments if not a.startswith("-")])
         below = OmegaConf.select(config, parent) if parent else config
     except (HydraException, OmegaConfBaseException):
-        return []
-    return sorted(str(key) for key in below) if isinstance(below, DictConfig) else []
+        return {}
+    found = OmegaConf.to_container(below, resolve=False) if isinstance(below, DictConfig) else {}
+    return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def main(arguments: Sequence[str] | None = None, called: str = "simenv run") -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -22,6 +21,7 @@ from simenv.datasets.splits import hold_out
 from simenv.errors import ConfigError, MissingExtraError, SimenvError
 from simenv.metrics.reference import Reference
 from simenv.platform import Mode, Platform, Schedule
+from simenv.records import check_known
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # At the top of a checkout, where it is edited; inside the package in an installed copy.
@@ -303,15 +303,10 @@ def _check_options(spec: Mapping[str, Any], what: str, extra: Mapping[str, Any])
     from hydra.utils import get_object
 
     try:
-        signature = inspect.signature(get_object(str(spec["_target_"])))
-    except (ImportError, KeyError, ValueError):
+        target = get_object(str(spec["_target_"]))
+        check_known([name for name in (*spec, *extra) if not name.startswith("_")], target, what)
+    except (ImportError, KeyError, TypeError, ValueError):
         return  # instantiate reports it
-    known = signature.parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        return
-    for name in (*spec, *extra):
-        if name not in known and not name.startswith("_"):
-            raise ConfigError(f"{what}.{name}: unknown option; {spec['_target_']} takes {', '.join(known) or 'none'}")
 
 
 def without_carrying(spec: Any) -> Any:

@@ -22,8 +22,11 @@ from recommenders.base import Recommender
 from simenv.datasets.base import Interactions, LongArray
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, generator
+from simenv.records import record
 from simenv.training.histories import Histories
 from simenv.training.loop import Progress, Training, TrainingOptions, pick_device, validation_ndcg
+
+TRAINING = TrainingOptions(learning_rate=2e-3, patience=3)
 
 
 class SequenceNetwork(nn.Module):
@@ -149,10 +152,7 @@ class SequenceRecommender(Recommender):
         layers: depth of the encoder.
         dropout: share of features dropped.
         history: items read, the most recent ones.
-        epochs, learning_rate, weight_decay, max_minutes, evaluate_every, patience: see
-            `simenv.training.loop.TrainingOptions`.
-        batch_size: windows per step.
-        early_stop: hold out each user's last interaction while fitting, keep the weights with the best NDCG@10 on it.
+        training: see `simenv.training.loop.TrainingOptions`; a mapping changes the defaults of `TRAINING`.
         device: `auto`, or as torch names it.
         show_progress: print a bar while fitting.
     """
@@ -167,32 +167,17 @@ class SequenceRecommender(Recommender):
         layers: int = 2,
         dropout: float = 0.2,
         history: int = 50,
-        epochs: int = 20,
-        batch_size: int = 32,
-        learning_rate: float = 2e-3,
-        weight_decay: float = 0.01,
-        max_minutes: float | None = None,
-        early_stop: bool = False,
-        evaluate_every: int = 5,
-        patience: int = 3,
+        training: TrainingOptions | Mapping[str, Any] | None = None,
         device: str | None = "auto",
         show_progress: bool = False,
     ) -> None:
-        if min(embedding_size, layers, history, batch_size) < 1 or not 0 <= dropout < 1:
+        if min(embedding_size, layers, history) < 1 or not 0 <= dropout < 1:
             raise ConfigError(
                 f"{self.name}: embedding_size={embedding_size}, layers={layers}, history={history}, "
-                f"batch_size={batch_size}, dropout={dropout}; expected at least 1 each and a share in [0, 1)"
+                f"dropout={dropout}; expected at least 1 each and a share in [0, 1)"
             )
         self.embedding_size, self.layers, self.dropout, self.history = embedding_size, layers, dropout, history
-        self.training = TrainingOptions(
-            epochs=epochs,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            max_minutes=max_minutes,
-            evaluate_every=evaluate_every,
-            patience=patience,
-        )
-        self.batch_size, self.early_stop = batch_size, early_stop
+        self.training = record(TRAINING, training, "training")
         self.device, self.show_progress = pick_device(device), show_progress
         self.progress = Progress()
 
@@ -204,7 +189,7 @@ class SequenceRecommender(Recommender):
         rng = generator(key, Purpose.FIT)
         self.histories = Histories.from_log(log)
         seen, users, targets = self.histories, np.zeros(0, np.int64), log.items[:0]
-        if self.early_stop:
+        if self.training.early_stop:
             seen, users, targets = self.histories.without_last()
         self._build(int(rng.integers(2**31)))
         seed = int(rng.integers(2**31))
@@ -216,7 +201,7 @@ class SequenceRecommender(Recommender):
             score=(lambda: validation_ndcg(self.score_histories, seen, users, targets)) if len(users) else None,
             show=self.show_progress,
         )
-        steps = -(-len(seen.windows(self.history, rng)[0]) // self.batch_size)
+        steps = -(-len(seen.windows(self.history, rng)[0]) // self.training.batch_size)
         self.progress = run.run(lambda epoch: self._batches(seen, np.random.default_rng([seed, epoch])), steps)
 
     def _build(self, seed: int) -> None:
@@ -226,7 +211,7 @@ class SequenceRecommender(Recommender):
         self.network.eval()
 
     def _batches(self, histories: Histories, rng: np.random.Generator) -> Iterator[LongArray]:
-        return histories.batches(self.history, self.batch_size, rng)
+        return histories.batches(self.history, self.training.batch_size, rng)
 
     def _loss(self, rows: Any) -> tuple[Tensor, int]:
         n_targets = int((rows >= 0).sum())

@@ -1,6 +1,7 @@
 """`python -m recommenders.p5 train|evaluate|recommend|diagnose`: P5 from the command line, without an experiment.
 
-It knows data sets by folder and recommenders by class; whatever a class takes can be set with `--set name=value`.
+It knows data sets by folder and recommenders by class; whatever a class takes can be set with `--set name=value`,
+with dots as in `--set training.epochs=3`.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from simenv.errors import ConfigError, RunDirectoryError, SimenvError
+from simenv.records import check_known, nested
 
 DESCRIPTION = "Train, evaluate, ask and diagnose P5 and p5-fast."
 WITH_WORDS = {  # where users write reviews: words take many rows to learn
-    "user_input": "own",
-    "other_share": 4.0,
-    "layers": 1,
-    "dropout": 0.0,
-    "batch_size": 32,
-    "epochs": 3,
+    "asking.user_input": "own",
+    "asking.other_share": 4.0,
+    "network.layers": 1,
+    "network.dropout": 0.0,
+    "training.batch_size": 32,
+    "training.epochs": 3,
 }
 BASELINES = {
     "popularity": "recommenders.popularity.Popularity",
@@ -92,7 +94,7 @@ def load_dataset(name: str, root: Path | None) -> Any:
 
 
 def make(model: str, settings: dict[str, Any]) -> Any:
-    """A fresh recommender of this name.
+    """A fresh recommender of this name, with options by their dotted names.
 
     Raises:
         ConfigError: on an option its constructor does not take.
@@ -100,8 +102,11 @@ def make(model: str, settings: dict[str, Any]) -> Any:
     from recommenders.p5.generative import P5Fast
     from recommenders.p5.prompted import P5
 
+    kind: type = {"p5": P5, "p5-fast": P5Fast}[model]
+    options = nested(settings)
+    check_known(options, kind, model)
     try:
-        return {"p5": P5, "p5-fast": P5Fast}[model](**settings)
+        return kind(**options)
     except TypeError as error:
         raise ConfigError(f"{model}: {error}") from error
 
@@ -128,7 +133,7 @@ def _train(options: argparse.Namespace) -> None:
     from simenv.training.processes import Processes
 
     settings = parse_settings(options.settings)
-    card = {
+    card: dict[str, Any] = {
         "model": options.model,
         "dataset": options.dataset,
         "data": None if options.data is None else str(options.data.resolve()),
@@ -140,10 +145,8 @@ def _train(options: argparse.Namespace) -> None:
     if checkpoint.exists() and not options.resume:
         raise RunDirectoryError(f"{checkpoint}: exists; expected --resume, or another --out")
     dataset = load_dataset(options.dataset, options.data)
-    if options.model == "p5" and "families" not in settings and reviewer_of(dataset) is not None:
-        settings["families"] = list(FAMILIES)
-        for name, value in WITH_WORDS.items():
-            settings.setdefault(name, value)
+    if options.model == "p5" and "asking.families" not in settings and reviewer_of(dataset) is not None:
+        card["settings"] = settings = {"asking.families": list(FAMILIES), **WITH_WORDS, **settings}
     recommender = make(options.model, {"show_progress": True, "checkpoint": checkpoint, **settings})
     recommender.bind_dataset(dataset)
     log = dataset.interactions if options.full else leave_one_out(dataset.interactions).train

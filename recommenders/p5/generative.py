@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,29 +25,59 @@ from recommenders.p5.trie import EXACT_LIMIT, PathScorer, Trie, beam_items, item
 from simenv.datasets.base import Catalog, Dataset, IntArray, Interactions, LongArray
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.randomness import Key, Purpose, generator
+from simenv.records import record
 from simenv.slates import Slates, unpack
 from simenv.training.histories import Histories
 from simenv.training.loop import Progress, Training, TrainingOptions, pick_device, validation_ndcg
 from simenv.training.processes import Processes
 
 FINE_TUNING_RATE = 0.2  # share of the learning rate at which `update` starts
+FAST_TRAINING = TrainingOptions(epochs=12, batch_size=16, learning_rate=4e-3, patience=3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """How items are spelt."""
+
+    name: str = "collaborative+independent"  # see `recommenders.p5.indexes.build.build_index`
+    spare: int = 8  # free leaves per node, for items that get their first interactions later
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the indexer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Updating:
+    """What `update` does: passes over what is new, with old rows mixed in."""
+
+    epochs: int = 1  # over the new interactions; 0 = weights stay
+    replay: float = 1.0  # rows of old interactions per row of new ones
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.replay < 0:
+            raise ConfigError(f"updating: epochs={self.epochs}, replay={self.replay}; expected at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How slates are found among the codes."""
+
+    kind: str = "auto"  # exact | beam | auto: exact where the trie has at most 2,000 internal nodes
+    beam_width: int = 50  # paths kept in beam mode; at least twice the slate size
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("auto", "exact", "beam"):
+            raise ConfigError(f"decoding.kind={self.kind}: expected auto, exact or beam")
+        if self.beam_width < 1:
+            raise ConfigError(f"decoding.beam_width={self.beam_width}: expected at least 1")
 
 
 class GenerativeRecommender(Recommender):
     """Recommends items by writing their codes, constrained to codes that exist.
 
     Args:
-        index: indexer, see `recommenders.p5.indexes.build.build_index`.
-        index_options: its options.
-        spare: free leaves per node, for items that get their first interactions later.
-        training: how to train.
-        batch_size: rows per step.
-        early_stop: hold out each user's last interaction while fitting, and keep the weights with the best NDCG@10
-            on it; the held-out items are read as history when recommending.
-        update_epochs: passes over the new interactions in `update`.
-        replay: rows of old interactions mixed in per row of new ones.
-        decoding: `exact`, `beam`, or `auto`: exact where the trie has at most 2,000 internal nodes.
-        beam_width: paths kept in beam mode; at least twice the slate size.
+        index: how items are spelt: an `Index`, a mapping of its fields, or the name of an indexer.
+        training: how to train; with `early_stop` the held-out items are read as history when recommending.
+        updating: what `update` does, see `Updating`.
+        decoding: how slates are found, see `Decoding`.
         device: `auto`, or as torch names it.
         checkpoint: a file to write to after each epoch of `fit`, and to resume from.
         show_progress: print a bar while fitting.
@@ -58,30 +88,18 @@ class GenerativeRecommender(Recommender):
     def __init__(
         self,
         *,
-        index: str,
-        index_options: Mapping[str, Any] | None,
-        spare: int,
+        index: Index | Mapping[str, Any] | str | None = None,
         training: TrainingOptions,
-        batch_size: int,
-        early_stop: bool,
-        update_epochs: int,
-        replay: float,
-        decoding: str,
-        beam_width: int,
-        device: str | None,
-        checkpoint: Path | str | None,
-        show_progress: bool,
+        updating: Updating | Mapping[str, Any] | None = None,
+        decoding: Decoding | Mapping[str, Any] | None = None,
+        device: str | None = "auto",
+        checkpoint: Path | str | None = None,
+        show_progress: bool = False,
     ) -> None:
-        if decoding not in ("auto", "exact", "beam"):
-            raise ConfigError(f"decoding={decoding}: expected auto, exact or beam")
-        if batch_size < 1 or update_epochs < 0 or replay < 0:
-            raise ConfigError(
-                f"batch_size={batch_size}, update_epochs={update_epochs}, replay={replay}: expected at least 1, 0, 0"
-            )
-        self.index_name, self.index_options, self.spare = index, dict(index_options or {}), spare
-        self.training, self.batch_size, self.early_stop = training, batch_size, early_stop
-        self.update_epochs, self.replay = update_epochs, replay
-        self.decoding, self.beam_width = decoding, beam_width
+        self.spelling = record(Index(), {"name": index} if isinstance(index, str) else index, "index")
+        self.training = training
+        self.updating = record(Updating(), updating, "updating")
+        self.decoding = record(Decoding(), decoding, "decoding")
         self.device = pick_device(device)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.show_progress = show_progress
@@ -129,9 +147,11 @@ class GenerativeRecommender(Recommender):
     def _fit(self, log: Interactions, key: Key) -> None:
         rng = generator(key, Purpose.FIT)
         full = Histories.from_log(log)
-        seen, users, targets = full.without_last() if self.early_stop else (full, np.zeros(0, np.int64), log.items[:0])
+        seen, users, targets = (
+            full.without_last() if self.training.early_stop else (full, np.zeros(0, np.int64), log.items[:0])
+        )
         source = IndexSource(histories=seen, catalog=self.catalog)
-        index = build_index(self.index_name, source, rng, spare=self.spare, **self.index_options)
+        index = build_index(self.spelling.name, source, rng, spare=self.spelling.spare, **self.spelling.options)
         self.index, rng = Processes(self.device).as_main((index, rng))  # a GPU's sums differ from run to run
         self.histories = full
         self._build(int(rng.integers(2**62)))
@@ -162,7 +182,7 @@ class GenerativeRecommender(Recommender):
 
         Items with their first interactions move to a spare leaf beside the item they co-occur with most.
         """
-        if len(new) == 0 or self.update_epochs == 0:
+        if len(new) == 0 or self.updating.epochs == 0:
             self.histories = Histories.from_log(self._log)
             return
         rng = generator(key, Purpose.FIT)
@@ -178,7 +198,7 @@ class GenerativeRecommender(Recommender):
 
         options = replace(
             self.training,
-            epochs=self.update_epochs,
+            epochs=self.updating.epochs,
             learning_rate=FINE_TUNING_RATE * self.training.learning_rate,
             max_minutes=None,
         )
@@ -204,7 +224,7 @@ class GenerativeRecommender(Recommender):
         owed = 0.0
         for batch in self._epoch_batches(recent, rng):
             yield batch
-            owed += self.replay
+            owed += self.updating.replay
             while owed >= 1:
                 owed -= 1
                 again = next(replayed, None)
@@ -227,7 +247,7 @@ class GenerativeRecommender(Recommender):
     @property
     def is_exact(self) -> bool:
         """Whether slates come from the exact ranking of the whole catalogue."""
-        return self.decoding == "exact" or (self.decoding == "auto" and self.trie.n_nodes <= EXACT_LIMIT)
+        return self.decoding.kind == "exact" or (self.decoding.kind == "auto" and self.trie.n_nodes <= EXACT_LIMIT)
 
     @torch.no_grad()
     def score_histories(self, histories: Histories, users: LongArray) -> NDArray[np.float32]:
@@ -273,7 +293,7 @@ class GenerativeRecommender(Recommender):
     def beam(self, users: LongArray, k: int, allowed: NDArray[np.bool_] | None = None) -> IntArray:
         """The `k` best items by beam search, (B, k); -1 where the beam holds no further allowed one."""
         mask = None if allowed is None else torch.as_tensor(allowed, device=self.device)
-        found, _ = beam_items(self.trie, self._scorer(self.histories, users), k, mask, self.beam_width)
+        found, _ = beam_items(self.trie, self._scorer(self.histories, users), k, mask, self.decoding.beam_width)
         return found.cpu().numpy().astype(np.int32)
 
     # -- saving -----------------------------------------------------------------------------------------------
@@ -312,10 +332,9 @@ class P5Fast(GenerativeRecommender):
     """p5-fast: pooled item codes, a causal encoder, a depth decoder; every position of a history is a target.
 
     Args:
-        embedding_size, layers, heads, depth_layers, dropout, history: see `recommenders.p5.networks.fast.FastOptions`.
-        epochs, learning_rate, weight_decay, max_minutes, evaluate_every, patience, compile: see `TrainingOptions`.
-        index, index_options, spare, batch_size, early_stop, update_epochs, replay, decoding, beam_width, device,
-            checkpoint, show_progress: see `GenerativeRecommender`.
+        network: its shape, and how much it reads; see `recommenders.p5.networks.fast.FastOptions`.
+        training: a mapping changes the defaults of `FAST_TRAINING`.
+        index, updating, decoding, device, checkpoint, show_progress: see `GenerativeRecommender`.
     """
 
     name = "p5-fast"
@@ -324,64 +343,13 @@ class P5Fast(GenerativeRecommender):
     def __init__(
         self,
         *,
-        index: str = "collaborative+independent",
-        index_options: Mapping[str, Any] | None = None,
-        spare: int = 8,
-        embedding_size: int = 64,
-        layers: int = 2,
-        heads: int = 2,
-        depth_layers: int = 1,
-        dropout: float = 0.2,
-        history: int = 100,
-        epochs: int = 12,
-        batch_size: int = 16,
-        learning_rate: float = 4e-3,
-        weight_decay: float = 0.01,
-        max_minutes: float | None = None,
-        early_stop: bool = False,
-        evaluate_every: int = 5,
-        patience: int = 3,
-        update_epochs: int = 1,
-        replay: float = 1.0,
-        decoding: str = "auto",
-        beam_width: int = 50,
-        compile: bool = False,
-        device: str | None = "auto",
-        checkpoint: Path | str | None = None,
-        show_progress: bool = False,
+        network: FastOptions | Mapping[str, Any] | None = None,
+        training: TrainingOptions | Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            index=index,
-            index_options=index_options,
-            spare=spare,
-            training=TrainingOptions(
-                epochs=epochs,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                max_minutes=max_minutes,
-                evaluate_every=evaluate_every,
-                patience=patience,
-                compile=compile,
-            ),
-            batch_size=batch_size,
-            early_stop=early_stop,
-            update_epochs=update_epochs,
-            replay=replay,
-            decoding=decoding,
-            beam_width=beam_width,
-            device=device,
-            checkpoint=checkpoint,
-            show_progress=show_progress,
-        )
-        self.history = history
-        self.options = FastOptions(
-            embedding_size=embedding_size,
-            layers=layers,
-            heads=heads,
-            depth_layers=depth_layers,
-            dropout=dropout,
-            history=history,
-        )
+        super().__init__(training=record(FAST_TRAINING, training, "training"), **options)
+        self.options = record(FastOptions(), network, "network")
+        self.history = self.options.history
 
     def _network(self) -> FastModel:
         return FastModel(torch.as_tensor(self.index.codes), self.index.sizes, self.options)
@@ -395,10 +363,10 @@ class P5Fast(GenerativeRecommender):
         return self.network.loss(rows, self.trie), n_targets
 
     def _epoch_batches(self, histories: Histories, rng: np.random.Generator) -> Iterator[LongArray]:
-        return histories.batches(self.history, self.batch_size, rng)
+        return histories.batches(self.history, self.training.batch_size, rng)
 
     def _steps(self, histories: Histories) -> int:
-        return -(-len(histories.windows(self.history, np.random.default_rng(0))[0]) // self.batch_size)
+        return -(-len(histories.windows(self.history, np.random.default_rng(0))[0]) // self.training.batch_size)
 
     def _scorer(self, histories: Histories, users: LongArray) -> PathScorer:
         items = torch.as_tensor(histories.last(users, self.history), device=self.device)

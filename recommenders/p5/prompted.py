@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +40,48 @@ from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.datasets.reviews import Reviewer, Reviews, reviewer_of
 from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
 from simenv.randomness import Key, Purpose, generator
+from simenv.records import record
 from simenv.training.histories import Histories
 from simenv.training.loop import TrainingOptions, seeded
+
+TRAINING = TrainingOptions(epochs=5, batch_size=64, evaluate_every=1, patience=3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """What P5 is trained on and asked with."""
+
+    families: Sequence[str] = ("sequential",)  # task families; those whose data are missing are left out: `P5.skipped`
+    prompts: Path | str | None = None  # folder of prompt files; None = those shipped here
+    ask: str = "seen"  # prompt to recommend with: seen, unseen, or none (the bare history)
+    other_share: float = 0.25  # rows of the other families per row of the sequential one
+    history: int = 20  # items told
+    user_input: str = "digits"
+    """`digits`: an id is three tokens of base 100, which users share; `own`: each user has a token, and so a memory, as
+    explanations need (Li et al. 2021, "PETER"; 2023, "PEPLER")."""
+
+    def __post_init__(self) -> None:
+        if "sequential" not in self.families:
+            raise ConfigError(f"families={list(self.families)}: expected 'sequential' among them, to recommend with")
+        if self.ask not in ("seen", "unseen", "none"):
+            raise ConfigError(f"ask={self.ask}: expected seen, unseen or none")
+        if self.user_input not in ("digits", "own"):
+            raise ConfigError(f"user_input={self.user_input}: expected digits or own")
+        if self.history < 1 or self.other_share < 0:
+            raise ConfigError(f"history={self.history}, other_share={self.other_share}: expected at least 1 and 0")
 
 
 class P5(GenerativeRecommender):
     """A T5 on personalised prompts (Geng et al. 2022), with any item index and constrained decoding.
 
     Args:
-        families: task families to train on; those whose data are missing are left out, see `skipped`.
-        prompts: folder of prompt files; None = those shipped here.
-        ask: prompt to recommend with: `seen`, `unseen`, or `none` (the bare history).
-        other_share: rows of the other families per row of the sequential one.
-        backbone: `t5` (encoder-decoder) or `llama` (decoder-only, as in OpenP5).
-        embedding_size, layers, heads, dropout, checkpoint_path, item_input, lora: see
-            `recommenders.p5.networks.t5.T5Options`.
-        user_input: `digits`: an id is three tokens of base 100, which users share; `own`: each user has a token, and so
-            a memory, as explanations need (Li et al. 2021, "PETER"; 2023, "PEPLER").
+        network: the backbone and its shape, or a checkpoint; see `recommenders.p5.networks.t5.T5Options`.
+        asking: prompts and what they tell, see `Asking`.
+        training: a mapping changes the defaults of `TRAINING`.
         fair: hide a user attribute behind a counterfactually fair prompt (UP5, Hua et al. 2024), trained after the rest
-            with everything else frozen: `{attribute: gender}`, further options in `fair_prompt.FairOptions`. It stands
+            with everything else frozen: `{attribute: gender}`, further options in `fair.FairOptions`. It stands
             in front of the prompts that recommend; stars and words are asked for without it.
-        epochs, learning_rate, weight_decay, max_minutes, evaluate_every, patience, compile: see `TrainingOptions`.
-        index, index_options, spare, history, batch_size, early_stop, update_epochs, replay, decoding, beam_width,
-            device, checkpoint, show_progress: see `GenerativeRecommender`.
+        index, updating, decoding, device, checkpoint, show_progress: see `GenerativeRecommender`.
 
     Attributes:
         skipped: family -> why it was not trained.
@@ -73,86 +93,17 @@ class P5(GenerativeRecommender):
     def __init__(
         self,
         *,
-        index: str = "collaborative+independent",
-        index_options: Mapping[str, Any] | None = None,
-        spare: int = 8,
-        families: Sequence[str] = ("sequential",),
-        prompts: Path | str | None = None,
-        ask: str = "seen",
-        other_share: float = 0.25,
-        backbone: str = "t5",
-        embedding_size: int = 64,
-        layers: int = 2,
-        heads: int = 4,
-        dropout: float = 0.1,
-        checkpoint_path: str | None = None,
-        item_input: str = "pooled",
-        user_input: str = "digits",
-        lora: Mapping[str, Any] | None = None,
-        fair: Mapping[str, Any] | None = None,
-        history: int = 20,
-        epochs: int = 5,
-        batch_size: int = 64,
-        learning_rate: float = 3e-3,
-        weight_decay: float = 0.01,
-        max_minutes: float | None = None,
-        early_stop: bool = False,
-        evaluate_every: int = 1,
-        patience: int = 3,
-        update_epochs: int = 1,
-        replay: float = 1.0,
-        decoding: str = "auto",
-        beam_width: int = 50,
-        compile: bool = False,
-        device: str | None = "auto",
-        checkpoint: Path | str | None = None,
-        show_progress: bool = False,
+        network: T5Options | Mapping[str, Any] | None = None,
+        asking: Asking | Mapping[str, Any] | None = None,
+        training: TrainingOptions | Mapping[str, Any] | None = None,
+        fair: FairOptions | Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            index=index,
-            index_options=index_options,
-            spare=spare,
-            training=TrainingOptions(
-                epochs=epochs,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                max_minutes=max_minutes,
-                evaluate_every=evaluate_every,
-                patience=patience,
-                compile=compile,
-            ),
-            batch_size=batch_size,
-            early_stop=early_stop,
-            update_epochs=update_epochs,
-            replay=replay,
-            decoding=decoding,
-            beam_width=beam_width,
-            device=device,
-            checkpoint=checkpoint,
-            show_progress=show_progress,
-        )
-        if "sequential" not in families:
-            raise ConfigError(f"families={list(families)}: expected 'sequential' among them, to recommend with")
-        if ask not in ("seen", "unseen", "none"):
-            raise ConfigError(f"ask={ask}: expected seen, unseen or none")
-        if backbone not in ("t5", "llama"):
-            raise ConfigError(f"backbone={backbone}: expected t5 or llama")
-        if user_input not in ("digits", "own"):
-            raise ConfigError(f"user_input={user_input}: expected digits or own")
-        if history < 1 or other_share < 0:
-            raise ConfigError(f"history={history}, other_share={other_share}: expected at least 1 and 0")
-        self.book = load_prompts(prompts, families)
-        self.ask, self.history, self.other_share, self.backbone = ask, history, other_share, backbone
-        self.user_input = user_input
-        self.options = T5Options(
-            embedding_size=embedding_size,
-            layers=layers,
-            heads=heads,
-            dropout=dropout,
-            checkpoint_path=checkpoint_path,
-            item_input=item_input,
-            lora=lora,
-        )
+        super().__init__(training=record(TRAINING, training, "training"), **options)
+        self.options = record(T5Options(), network, "network")
+        self.asking = record(Asking(), asking, "asking")
+        self.ask, self.history = self.asking.ask, self.asking.history
+        self.book = load_prompts(self.asking.prompts, self.asking.families)
         self.fair = _fair_options(fair)
         self.fair_losses: list[tuple[float, float]] = []
         self._attribute: NDArray[np.int64] | None = None
@@ -200,9 +151,9 @@ class P5(GenerativeRecommender):
             words: Words = CheckpointWords(path)
         else:
             words = self._words or own_words(self.book, self.catalog, self.reviews)
-        own = self.histories.n_users if self.user_input == "own" else None
+        own = self.histories.n_users if self.asking.user_input == "own" else None
         self.vocabulary = Vocabulary(words, self.index.sizes, own)
-        kind = P5Network if self.backbone == "t5" else LlamaNetwork
+        kind = P5Network if self.options.backbone == "t5" else LlamaNetwork
         network = kind(torch.as_tensor(self.index.codes), self.vocabulary, self.options)
         if self.fair is not None:
             network.prefix = FairPrefix(network.size, self.fair.length)
@@ -224,7 +175,7 @@ class P5(GenerativeRecommender):
         return self.network.loss(sources, targets, self.trie)
 
     def _batches(self, histories: Histories) -> PromptBatches:
-        return PromptBatches(self._data(histories), self.book, self.batch_size, self.other_share)
+        return PromptBatches(self._data(histories), self.book, self.training.batch_size, self.asking.other_share)
 
     def _steps(self, histories: Histories) -> int:
         return self._batches(histories).steps
@@ -232,7 +183,7 @@ class P5(GenerativeRecommender):
     def _epoch_batches(self, histories: Histories, rng: np.random.Generator) -> Iterator[Batch]:
         return self._batches(histories).epoch(rng)
 
-    def hide(self, dataset: Dataset, fair: Mapping[str, Any], *, key: Key | None = None) -> None:
+    def hide(self, dataset: Dataset, fair: FairOptions | Mapping[str, Any], *, key: Key | None = None) -> None:
         """Train a fair prompt in front of a network that is fitted already, as the option `fair` does after `fit`."""
         self._require_fit()
         options = _fair_options(fair)
@@ -408,11 +359,13 @@ class P5(GenerativeRecommender):
         return texts
 
 
-def _fair_options(fair: Mapping[str, Any] | None) -> FairOptions | None:
+def _fair_options(fair: FairOptions | Mapping[str, Any] | None) -> FairOptions | None:
+    if fair is None or isinstance(fair, FairOptions):
+        return fair
     try:
-        return None if fair is None else FairOptions(**fair)
+        return FairOptions(**fair)
     except TypeError as error:
-        raise ConfigError(f"fair={dict(fair or {})}: {error}") from error
+        raise ConfigError(f"fair={dict(fair)}: {error}") from error
 
 
 def _attribute(dataset: Dataset, name: str) -> NDArray[np.int64]:

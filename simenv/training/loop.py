@@ -36,16 +36,18 @@ class TrainingOptions:
     """How to train. With `max_minutes` the number of steps, and so the result, depends on the machine."""
 
     epochs: int = 20
+    batch_size: int = 32  # of a recommender: rows a step
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of the run over which the learning rate rises
     max_minutes: float | None = None  # wall clock; the schedule ends with whichever of epochs and time ends first
     evaluate_every: int = 5  # epochs between two validation scores
     patience: int = 5  # validation scores without a new best before stopping
+    early_stop: bool = False  # of a recommender: hold out each user's last interaction, keep the best NDCG@10 on it
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate", "evaluate_every", "patience"):
+        for name in ("epochs", "batch_size", "learning_rate", "evaluate_every", "patience"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected a positive number")
         if not 0 <= self.warmup < 1:

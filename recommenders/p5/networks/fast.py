@@ -28,7 +28,7 @@ class FastOptions:
     heads: int = 2
     depth_layers: int = 1  # residual blocks of the depth decoder per code level
     dropout: float = 0.2
-    history: int = 50  # items read
+    history: int = 100  # items read
 
     def __post_init__(self) -> None:
         if self.embedding_size < 2 or self.embedding_size % (2 * self.heads):

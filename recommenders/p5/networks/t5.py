@@ -21,6 +21,7 @@ from simenv.errors import ConfigError, MissingExtraError
 class T5Options:
     """Shape of a network from scratch, or the checkpoint to start from."""
 
+    backbone: str = "t5"  # encoder-decoder; or "llama", decoder-only, as in OpenP5
     embedding_size: int = 64
     layers: int = 2
     heads: int = 4
@@ -30,6 +31,8 @@ class T5Options:
     lora: Mapping[str, Any] | None = None  # options of peft.LoraConfig
 
     def __post_init__(self) -> None:
+        if self.backbone not in ("t5", "llama"):
+            raise ConfigError(f"backbone={self.backbone}: expected t5 or llama")
         if self.item_input not in ("pooled", "tokens"):
             raise ConfigError(f"item_input={self.item_input}: expected pooled or tokens")
         if self.layers < 1 or self.heads < 1 or self.embedding_size % self.heads:

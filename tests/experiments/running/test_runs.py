@@ -218,7 +218,14 @@ class TestCommandLine:
         ("arguments", "words"),
         [
             (["agent.foo=1"], "agent.foo"),
-            (["+agent.foo=1"], "agent.foo: unknown option; agents.choice.ChoiceModel takes base"),
+            (["+agent.foo=1"], "agent.foo: unknown option; ChoiceModel takes base"),
+            *(
+                (
+                    ["arms=[sasrec]", f"{sign}recommenders.sasrec.epochs=3"],
+                    "recommenders.sasrec.epochs: unknown option; it is recommenders.sasrec.training.epochs",
+                )
+                for sign in ("", "+")
+            ),
             (["agent.drift=-1"], "agent.drift=-1: expected a number in [0, 1"),
             (["n_users=0"], "n_users=0: expected null (all) or a whole number, at least 1"),
             (["rounds=-4"], "rounds=-4: expected a whole number, at least 1"),

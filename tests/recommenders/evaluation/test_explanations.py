@@ -9,6 +9,7 @@ from recommenders.evaluation.explanations import baselines, faithfulness, read
 from simenv.datasets import synthetic, wording
 from simenv.datasets.reviews import Aspects, Reviews, reviewer_of
 from simenv.errors import DataError
+from tests.recommenders.flat import flat
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,8 @@ def test_a_small_trained_model_is_more_faithful_than_shuffled_words():
 
     world = synthetic(n_users=100, n_items=30, seed=2, mean_activity=12)
     split = leave_one_out(world.interactions)
-    recommender = P5(
+    recommender = flat(
+        P5,
         families=["sequential", "explanation"], other_share=4.0, embedding_size=32, layers=1, epochs=4, history=5,
         batch_size=32, learning_rate=1e-2, dropout=0.0,
     )  # fmt: skip

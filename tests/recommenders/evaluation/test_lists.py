@@ -14,6 +14,7 @@ from recommenders.evaluation.lists import (
 from recommenders.p5.generative import P5Fast
 from recommenders.testing import KEY, small_log
 from simenv.errors import DataError
+from tests.recommenders.flat import flat
 
 
 def test_percentiles_share_ties():
@@ -83,7 +84,9 @@ def test_the_two_figures_in_five_numbers():
 
 
 def test_user_states_of_a_recommender_can_be_attacked():
-    recommender = P5Fast(embedding_size=8, heads=1, layers=1, epochs=1, history=6, index_options={"leaf_size": 20})
+    recommender = flat(
+        P5Fast, embedding_size=8, heads=1, layers=1, epochs=1, history=6, index_options={"leaf_size": 20}
+    )
     recommender.fit(small_log(), key=KEY)
     states = recommender.user_states(np.arange(40))
     assert states.shape == (40, 8)

@@ -10,6 +10,7 @@ from recommenders.testing import KEY, RecommenderSuite, small_log
 from simenv.datasets.base import Interactions
 from simenv.datasets.splits import leave_one_out
 from simenv.errors import ConfigError, RunDirectoryError
+from tests.recommenders.flat import flat
 
 TINY = {"embedding_size": 8, "layers": 1, "history": 6, "epochs": 1}
 MODELS = [SASRec, BERT4Rec, GRU4Rec]
@@ -17,17 +18,17 @@ MODELS = [SASRec, BERT4Rec, GRU4Rec]
 
 class TestSASRecSuite(RecommenderSuite):
     def make(self):
-        return SASRec(**TINY)
+        return flat(SASRec, **TINY)
 
 
 class TestBERT4RecSuite(RecommenderSuite):
     def make(self):
-        return BERT4Rec(**TINY)
+        return flat(BERT4Rec, **TINY)
 
 
 class TestGRU4RecSuite(RecommenderSuite):
     def make(self):
-        return GRU4Rec(**TINY)
+        return flat(GRU4Rec, **TINY)
 
 
 def cycles(n_users: int = 150, n_items: int = 60, length: int = 12) -> Interactions:
@@ -48,8 +49,8 @@ def cycles(n_users: int = 150, n_items: int = 60, length: int = 12) -> Interacti
 @pytest.mark.parametrize(("model", "epochs"), [(SASRec, 20), (GRU4Rec, 20), (BERT4Rec, 50)])
 def test_it_learns_what_comes_next(model, epochs):
     split = leave_one_out(cycles())
-    recommender = model(
-        embedding_size=32, layers=1, history=12, epochs=epochs, batch_size=16, learning_rate=1e-2, dropout=0.0
+    recommender = flat(
+        model, embedding_size=32, layers=1, history=12, epochs=epochs, batch_size=16, learning_rate=1e-2, dropout=0.0
     )
     recommender.fit(split.train, key=KEY)
     assert rank_metrics(ranks(recommender, split))["hr@1"].mean() > 0.9
@@ -57,7 +58,7 @@ def test_it_learns_what_comes_next(model, epochs):
 
 @pytest.mark.parametrize("model", [SASRec, GRU4Rec])
 def test_no_position_sees_what_comes_after_it(model):
-    recommender = model(**TINY)
+    recommender = flat(model, **TINY)
     recommender.fit(small_log(), key=KEY)
     rows = torch.tensor([[1, 2, 3, 4, 5]])
     changed = torch.tensor([[1, 2, 3, 9, 8]])
@@ -68,7 +69,7 @@ def test_no_position_sees_what_comes_after_it(model):
 
 
 def test_bert4rec_does_not_see_the_masked_item():
-    recommender = BERT4Rec(**TINY, mask_share=0.5)
+    recommender = flat(BERT4Rec, **TINY, mask_share=0.5)
     recommender.fit(small_log(), key=KEY)
     network = recommender.network
     rows = torch.tensor([[1, 2, 3, -1]])
@@ -80,7 +81,7 @@ def test_bert4rec_does_not_see_the_masked_item():
 
 def test_padding_does_not_matter():
     for model in MODELS:
-        recommender = model(**TINY)
+        recommender = flat(model, **TINY)
         recommender.fit(small_log(), key=KEY)
         short, long = torch.tensor([[4, 7]]), torch.tensor([[4, 7, -1, -1]])
         with torch.no_grad():
@@ -89,27 +90,27 @@ def test_padding_does_not_matter():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_early_stop_keeps_the_best_epoch(model):
-    recommender = model(**{**TINY, "epochs": 4}, early_stop=True, evaluate_every=1, learning_rate=0.05)
+    recommender = flat(model, **{**TINY, "epochs": 4}, early_stop=True, evaluate_every=1, learning_rate=0.05)
     recommender.fit(cycles(), key=KEY)
     assert recommender.progress.best_score == max(score for _, _, score in recommender.progress.scores)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_weights_of_another_shape_are_not_loaded(model, tmp_path):
-    recommender = model(**TINY)
+    recommender = flat(model, **TINY)
     recommender.fit(small_log(), key=KEY)
     recommender.save(tmp_path)
     with pytest.raises(RunDirectoryError, match="no readable weights"):
-        model(**{**TINY, "embedding_size": 16}).load(tmp_path)
+        flat(model, **{**TINY, "embedding_size": 16}).load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SASRec(heads=3), "heads=3"),
-        (lambda: BERT4Rec(mask_share=1.0), "mask_share=1.0"),
-        (lambda: GRU4Rec(dropout=1.0), "dropout=1.0"),
-        (lambda: SASRec(history=0), "history=0"),
+        (lambda: flat(SASRec, heads=3), "heads=3"),
+        (lambda: flat(BERT4Rec, mask_share=1.0), "mask_share=1.0"),
+        (lambda: flat(GRU4Rec, dropout=1.0), "dropout=1.0"),
+        (lambda: flat(SASRec, history=0), "history=0"),
     ],
 )
 def test_wrong_options_are_an_error(make, message):

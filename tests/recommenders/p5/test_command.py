@@ -14,7 +14,14 @@ from simenv.datasets import synthetic
 from simenv.datasets.splits import leave_one_out
 from simenv.slates import pack
 
-TINY = ["embedding_size=8", "heads=1", "layers=1", "epochs=1", "show_progress=false", 'index_options={"leaf_size":20}']
+TINY = [
+    "network.embedding_size=8",
+    "network.heads=1",
+    "network.layers=1",
+    "training.epochs=1",
+    "show_progress=false",
+    'index.options={"leaf_size":20}',
+]
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +42,7 @@ def train(out: Path, *more: object, model: str = "p5-fast") -> int:
 def test_train_evaluate_recommend(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str):
     assert train(tmp_path, model=model) == 0
     card = json.loads((tmp_path / "card.json").read_text())
-    assert (card["model"], card["seed"], card["settings"]["heads"]) == (model, 0, 1)
+    assert (card["model"], card["seed"], card["settings"]["network.heads"]) == (model, 0, 1)
     capsys.readouterr()
 
     assert run("evaluate", tmp_path) == 0
@@ -64,8 +71,8 @@ def test_a_world_with_reviews_trains_all_families_and_is_read_for_its_truth(
     assert train(tmp_path, model="p5") == 0
     assert "left out" not in capsys.readouterr().out
     settings = json.loads((tmp_path / "card.json").read_text())["settings"]
-    assert settings["families"] == list(FAMILIES)
-    assert (settings["user_input"], settings["other_share"]) == ("own", 4.0)
+    assert settings["asking.families"] == list(FAMILIES)
+    assert (settings["asking.user_input"], settings["asking.other_share"]) == ("own", 4.0)
     assert run("evaluate", tmp_path) == 0
     printed = capsys.readouterr().out
     users = leave_one_out(world.interactions).users
@@ -79,7 +86,7 @@ def test_a_world_with_reviews_trains_all_families_and_is_read_for_its_truth(
 
 
 def test_families_without_data_are_said_to_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert train(tmp_path, "--set", 'families=["sequential","review"]', model="p5") == 0
+    assert train(tmp_path, "--set", 'asking.families=["sequential","review"]', model="p5") == 0
     assert "left out: review (no reviews)" in capsys.readouterr().out
 
 
@@ -139,7 +146,8 @@ def test_a_checkpoint_is_neither_overwritten_nor_ignored(tmp_path: Path, capsys:
         (["evaluate", "nowhere"], "no model saved by `train`"),
         (["train", "--dataset", "x", "--out", "OUT", "--set", "epochs"], "--set epochs: expected name=value"),
         (["train", "--dataset", "x", "--out", "OUT", "--set", "wings=2"], "wings"),
-        (["train", "--dataset", "x", "--out", "OUT", "--set", "epochs=0"], "epochs=0"),
+        (["train", "--dataset", "x", "--out", "OUT", "--set", "epochs=2"], "it is p5-fast.training.epochs"),
+        (["train", "--dataset", "x", "--out", "OUT", "--set", "training.epochs=0"], "epochs=0"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments, message):

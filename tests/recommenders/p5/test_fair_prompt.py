@@ -19,6 +19,7 @@ from recommenders.testing import KEY, small_dataset, small_log
 from simenv.datasets import Catalog, Dataset, Interactions
 from simenv.datasets.splits import leave_one_out
 from simenv.errors import ConfigError
+from tests.recommenders.flat import flat
 
 TINY = {"embedding_size": 8, "layers": 1, "heads": 2, "history": 5, "epochs": 1, "batch_size": 128,
         "index_options": {"leaf_size": 20}}  # fmt: skip
@@ -32,7 +33,7 @@ def told(log: Interactions) -> Dataset:
 
 
 def fitted(**options) -> P5:
-    recommender = P5(**{**TINY, **options})
+    recommender = flat(P5, **{**TINY, **options})
     recommender.bind_dataset(told(small_log()))
     recommender.fit(small_log(), key=KEY)
     return recommender
@@ -61,7 +62,7 @@ def test_as_an_option_it_is_trained_after_the_fit_and_comes_back_from_disk(tmp_p
     users = np.arange(40)
     np.testing.assert_array_equal(recommender.scores(users), later.scores(users))
     recommender.save(tmp_path)
-    again = P5(**TINY, fair=FAIR)
+    again = flat(P5, **TINY, fair=FAIR)
     again.bind_dataset(told(small_log()))
     again.load(tmp_path)
     np.testing.assert_array_equal(again.scores(users), recommender.scores(users))
@@ -134,7 +135,7 @@ def test_the_discriminator_weighs_values_alike():
 )
 def test_wrong_options_are_an_error(fair, message):
     with pytest.raises(ConfigError, match=message):
-        P5(**TINY, fair=fair)
+        flat(P5, **TINY, fair=fair)
 
 
 def test_wrong_attributes_are_an_error():
@@ -142,7 +143,7 @@ def test_wrong_attributes_are_an_error():
         fitted(fair={"attribute": "shoe"})
     with pytest.raises(ConfigError, match="have the same same"):
         fitted(fair={"attribute": "same"})
-    unbound = P5(**TINY, fair=FAIR)
+    unbound = flat(P5, **TINY, fair=FAIR)
     with pytest.raises(ConfigError, match="expected bind_dataset"):
         unbound.fit(small_log(), key=KEY)
 
@@ -184,8 +185,8 @@ def test_a_planted_attribute_is_hidden_and_recommendations_stay_good():
     split = leave_one_out(data.interactions)
     popularity = Popularity()
     popularity.fit(split.train)
-    recommender = P5(
-        embedding_size=32, layers=1, heads=2, history=8, epochs=6, batch_size=32, dropout=0.0, learning_rate=1e-2
+    recommender = flat(
+        P5, embedding_size=32, layers=1, heads=2, history=8, epochs=6, batch_size=32, dropout=0.0, learning_rate=1e-2
     )
     recommender.bind_dataset(data)
     recommender.fit(split.train, key=KEY)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recommenders.evaluation.offline import rank_metrics, ranks
+from recommenders.p5.generative import Decoding
 from recommenders.p5.language.text import Reviews
 from recommenders.p5.prompted import P5
 from recommenders.p5.trie import beam_items, item_scores
@@ -16,6 +17,7 @@ from simenv.datasets import synthetic
 from simenv.datasets.base import Interactions
 from simenv.datasets.splits import leave_one_out
 from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
+from tests.recommenders.flat import flat
 
 TINY = {
     "embedding_size": 8,
@@ -38,7 +40,7 @@ REVIEWS = Reviews(
 
 def fitted(log: Interactions | None = None, **options) -> P5:
     log = small_log() if log is None else log
-    recommender = P5(**{**TINY, **options})
+    recommender = flat(P5, **{**TINY, **options})
     recommender.bind_dataset(small_dataset(log))
     recommender.fit(log, key=KEY)
     return recommender
@@ -48,7 +50,7 @@ class TestP5Suite(RecommenderSuite):
     update_tolerance = 50.0  # fine-tuning is no refit: scores are log-probabilities of two different networks
 
     def make(self) -> P5:
-        return P5(**TINY)
+        return flat(P5, **TINY)
 
 
 def by_forward_pass(recommender: P5, users: np.ndarray) -> np.ndarray:
@@ -169,8 +171,8 @@ def test_it_learns_what_comes_next():
         n_items=n_items,
     )
     split = leave_one_out(log)
-    recommender = P5(
-        embedding_size=32, layers=1, heads=2, history=3, epochs=12, batch_size=32, dropout=0.0, learning_rate=1e-2
+    recommender = flat(
+        P5, embedding_size=32, layers=1, heads=2, history=3, epochs=12, batch_size=32, dropout=0.0, learning_rate=1e-2
     )
     recommender.fit(split.train, key=KEY)
     assert rank_metrics(ranks(recommender, split))["hr@5"].mean() > 0.8
@@ -182,7 +184,7 @@ def test_all_families_train_and_the_rest_are_skipped():
     families = ["rating", "sequential", "direct", "explanation", "review"]
     recommender = fitted(families=families, other_share=2.0)
     assert recommender.skipped == {"explanation": "no reviews", "review": "no reviews"}
-    with_reviews = P5(**TINY, families=families, other_share=2.0)
+    with_reviews = flat(P5, **TINY, families=families, other_share=2.0)
     with_reviews.bind_dataset(small_dataset(small_log()))
     with_reviews.bind_reviews(REVIEWS)
     with_reviews.fit(small_log(), key=KEY)
@@ -200,14 +202,14 @@ def test_each_user_may_have_a_token(tmp_path):
     assert rows.max() < min(own.network.offsets)
     np.testing.assert_allclose(own.scores(users[:3]), by_forward_pass(own, users[:3]), atol=2e-4)
     own.save(tmp_path)
-    again = P5(**TINY, user_input="own")
+    again = flat(P5, **TINY, user_input="own")
     again.load(tmp_path)
     np.testing.assert_array_equal(again.scores(users), own.scores(users))
 
 
 def test_reviews_of_what_is_not_in_the_log_are_not_learned_from():
     elsewhere = replace(REVIEWS, items=np.array([27, 45]))
-    recommender = P5(**TINY, families=["sequential", "explanation"])
+    recommender = flat(P5, **TINY, families=["sequential", "explanation"])
     recommender.bind_dataset(small_dataset(small_log()))
     recommender.bind_reviews(elsewhere)
     recommender.fit(small_log(), key=KEY)
@@ -223,7 +225,7 @@ def test_reviews_of_what_is_not_in_the_log_are_not_learned_from():
 def test_a_world_with_reviews_trains_on_them_and_survives_saving(tmp_path):
     world = synthetic(n_users=30, n_items=40, seed=5)
     options = {**TINY, "families": ["sequential", "explanation", "review"], "other_share": 1.0}
-    recommender = P5(**options)
+    recommender = flat(P5, **options)
     recommender.bind_dataset(world)
     log = world.interactions
     early, late = log.take(slice(0, len(log) - 50)), log.take(slice(len(log) - 50, None))
@@ -231,7 +233,7 @@ def test_a_world_with_reviews_trains_on_them_and_survives_saving(tmp_path):
     assert recommender.skipped == {}
     assert len(recommender.reviews) == len(early)
     recommender.save(tmp_path)
-    again = P5(**options)
+    again = flat(P5, **options)
     again.bind_dataset(world)
     again.load(tmp_path)
     users, items = np.arange(30), np.arange(30)
@@ -240,14 +242,14 @@ def test_a_world_with_reviews_trains_on_them_and_survives_saving(tmp_path):
         one.update(late, key=KEY)
         assert len(one.reviews) == len(log)
     np.testing.assert_array_equal(again.scores(users), recommender.scores(users))
-    wordless = P5(**options)
+    wordless = flat(P5, **options)
     wordless.load(tmp_path)
     assert len(wordless.explain(users, items)) == 30
     with pytest.raises(RecommenderError, match="no reviews to summarise"):
         wordless.summarise(np.array([0]))
     (tmp_path / "language.json").write_text("{}")
     with pytest.raises(RunDirectoryError, match=r"language\.json"):
-        P5(**options).load(tmp_path)
+        flat(P5, **options).load(tmp_path)
 
 
 def test_ratings_need_their_family_and_lie_on_the_scale():
@@ -278,7 +280,8 @@ def test_words_need_reviews():
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["t5", "llama"])
 def test_it_explains_and_summarises_in_words(backbone):
-    recommender = P5(
+    recommender = flat(
+        P5,
         **{**TINY, "embedding_size": 32, "learning_rate": 2e-2, "epochs": 4, "batch_size": 32, "dropout": 0.0},
         families=["sequential", "explanation", "review"],
         other_share=8.0,
@@ -334,7 +337,7 @@ def test_any_t5_checkpoint_by_path(checkpoint, tmp_path):
     users = np.arange(5)
     np.testing.assert_allclose(recommender.scores(users), by_forward_pass(recommender, users), atol=2e-4)
     recommender.save(tmp_path / "model")
-    again = P5(**TINY, checkpoint_path=checkpoint)
+    again = flat(P5, **TINY, checkpoint_path=checkpoint)
     again.bind_dataset(small_dataset(small_log()))
     again.load(tmp_path / "model")
     np.testing.assert_array_equal(again.scores(users), recommender.scores(users))
@@ -377,7 +380,7 @@ def test_the_decoder_only_scorer_equals_a_plain_causal_pass(options):
     recommender = fitted(backbone="llama", **options)
     users = np.array([0, 5])
     np.testing.assert_allclose(recommender.scores(users), by_plain_causal_pass(recommender, users), atol=2e-4)
-    recommender.decoding, recommender.beam_width = "beam", 300
+    recommender.decoding = Decoding(kind="beam", beam_width=300)
     exact = np.argsort(-recommender.scores(users), axis=1, kind="stable")[:, :8]
     np.testing.assert_array_equal(recommender.recommend(users, 8).item_ids, exact)
 
@@ -389,7 +392,7 @@ def test_what_is_no_checkpoint_is_an_error(tmp_path):
 
 def test_weights_of_another_shape_are_not_loaded(tmp_path):
     fitted().save(tmp_path)
-    other = P5(**{**TINY, "embedding_size": 16})
+    other = flat(P5, **{**TINY, "embedding_size": 16})
     other.bind_dataset(small_dataset(small_log()))
     with pytest.raises(RunDirectoryError, match="no readable weights"):
         other.load(tmp_path)
@@ -410,4 +413,4 @@ def test_weights_of_another_shape_are_not_loaded(tmp_path):
 )
 def test_wrong_options_are_an_error(options, message):
     with pytest.raises(ConfigError, match=message):
-        P5(**{**TINY, **options})
+        flat(P5, **{**TINY, **options})

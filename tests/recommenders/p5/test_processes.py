@@ -13,6 +13,7 @@ from recommenders.p5.generative import P5Fast
 from recommenders.testing import KEY, small_log
 from simenv.training import loop as training
 from simenv.training.processes import Processes
+from tests.recommenders.flat import flat
 
 OPTIONS = {"embedding_size": 8, "layers": 1, "heads": 1, "history": 6, "epochs": 4, "index_options": {"leaf_size": 20},
            "early_stop": True, "evaluate_every": 2, "device": "cpu"}  # fmt: skip
@@ -24,6 +25,7 @@ import torch
 from simenv.training.processes import Processes
 from recommenders.p5.generative import P5Fast
 from recommenders.testing import KEY, small_log
+from tests.recommenders.flat import flat
 
 out = Path(sys.argv[1])
 processes = Processes(torch.device("cpu"))
@@ -36,11 +38,11 @@ def seen_by(recommender):
     return seen
 
 
-whole = P5Fast(**{OPTIONS!r}, max_minutes=10)
+whole = flat(P5Fast, **{OPTIONS!r}, max_minutes=10)
 seen = seen_by(whole)
 whole.fit(small_log(), key=KEY)
 
-first = P5Fast(**{OPTIONS!r}, checkpoint=out / "fit.pt")
+first = flat(P5Fast, **{OPTIONS!r}, checkpoint=out / "fit.pt")
 batches, begun = first._epoch_batches, []
 
 
@@ -58,7 +60,7 @@ except KeyboardInterrupt:
     pass
 processes.accelerator.wait_for_everyone()
 written = (out / "fit.pt").stat().st_mtime_ns
-resumed = P5Fast(**{OPTIONS!r}, checkpoint=out / "fit.pt")
+resumed = flat(P5Fast, **{OPTIONS!r}, checkpoint=out / "fit.pt")
 again = seen_by(resumed)
 resumed.fit(small_log(), key=KEY)
 
@@ -119,7 +121,7 @@ def test_two_processes_learn(ranks: list[dict]):
 
 @pytest.mark.slow
 def test_two_processes_share_the_batches_of_one(ranks: list[dict]):
-    alone = P5Fast(**OPTIONS)
+    alone = flat(P5Fast, **OPTIONS)
     seen, loss = [], alone._loss
     alone._loss = lambda rows: (seen.append(rows.tolist()), loss(rows))[1]
     alone.fit(small_log(), key=KEY)
@@ -139,7 +141,7 @@ def test_two_processes_go_on_from_a_checkpoint(ranks: list[dict]):
 
 @pytest.mark.slow
 def test_what_two_processes_saved_recommends(out: Path, ranks: list[dict]):
-    recommender = P5Fast(**OPTIONS)
+    recommender = flat(P5Fast, **OPTIONS)
     recommender.load(out / "saved")
     for name, value in recommender.network.named_parameters():
         torch.testing.assert_close(value, ranks[0]["weights"][name], rtol=0, atol=0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recommenders.evaluation.offline import rank_metrics, ranks
-from recommenders.p5.generative import P5Fast
+from recommenders.p5.generative import Decoding, P5Fast
 from recommenders.p5.trie import Trie
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
 from simenv.datasets.base import Interactions
@@ -19,12 +19,13 @@ from simenv.randomness import Key
 from simenv.slates import pack
 from simenv.training.histories import Histories
 from simenv.training.loop import validation_ndcg
+from tests.recommenders.flat import flat
 
 TINY = {"embedding_size": 8, "layers": 1, "heads": 1, "history": 6, "epochs": 1, "index_options": {"leaf_size": 20}}
 
 
 def tiny(**options) -> P5Fast:
-    return P5Fast(**{**TINY, **options})
+    return flat(P5Fast, **{**TINY, **options})
 
 
 class TestP5FastSuite(RecommenderSuite):
@@ -60,7 +61,8 @@ def cycles(n_users: int = 150, n_items: int = 60, length: int = 12, seed: int = 
 @pytest.mark.parametrize("index", ["collaborative+independent", "random"])
 def test_it_learns_what_comes_next(index):
     split = leave_one_out(cycles())
-    recommender = P5Fast(
+    recommender = flat(
+        P5Fast,
         index=index,
         index_options={"leaf_size": 20} if "+" in index else {"branching": 8},
         embedding_size=32,
@@ -98,7 +100,7 @@ def test_a_wide_beam_and_exact_mode_agree(n):
     users = np.arange(n) % 40
     exclude = pack(np.random.default_rng(0).random((n, 60)) < 0.3)
     exact = recommender.recommend(users, 10, exclude=exclude).item_ids
-    recommender.decoding, recommender.beam_width = "beam", 500
+    recommender.decoding = Decoding(kind="beam", beam_width=500)
     np.testing.assert_array_equal(recommender.recommend(users, 10, exclude=exclude).item_ids, exact)
 
 
@@ -249,8 +251,9 @@ def test_a_new_process_loads_the_same_lists(tmp_path: Path):
     recommender.fit(small_log(), key=KEY)
     recommender.save(tmp_path)
     program = (
-        "import sys, numpy as np; from recommenders.p5.generative import P5Fast\n"
-        f"r = P5Fast(**{TINY!r}); r.load(sys.argv[1]); print(r.recommend(np.arange(40), 10).item_ids.tolist())"
+        "import sys, numpy as np\nfrom recommenders.p5.generative import P5Fast\n"
+        "from tests.recommenders.flat import flat\n"
+        f"r = flat(P5Fast, **{TINY!r}); r.load(sys.argv[1]); print(r.recommend(np.arange(40), 10).item_ids.tolist())"
     )
     root = Path(__file__).parents[3]
     printed = subprocess.run(

@@ -41,7 +41,9 @@ def p5_decoding() -> ModuleType:
 @pytest.fixture(scope="module", params=["collaborative", "collaborative+independent"])
 def untrained(request: pytest.FixtureRequest, p5_decoding: ModuleType) -> P5:
     log = p5_decoding.random_log(30, 150)
-    return p5_decoding.untrained(log, device="cpu", index=request.param, index_options={"clusters": 8, "leaf_size": 6})
+    return p5_decoding.untrained(
+        log, device="cpu", index={"name": request.param, "options": {"clusters": 8, "leaf_size": 6}}
+    )
 
 
 @pytest.mark.parametrize("beams", [10, 40, 200])  # narrower than the last levels, than the last one only, than none
