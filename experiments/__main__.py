@@ -6,7 +6,6 @@ It does not know what an experiment does, only how one is chosen and what its en
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import re
 import shlex
@@ -71,9 +70,11 @@ def _run(config: DictConfig) -> None:
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     settings = {str(key): value for key, value in resolved.items()}
+    from experiments.running.course import run_experiment
+
     settings["run_dir"] = HydraConfig.get().runtime.output_dir
     settings["command"] = shlex.join([*_called, *HydraConfig.get().overrides.task])
-    folder = importlib.import_module(config.module).run(settings)
+    folder = run_experiment(settings)
     if folder is not None:
         print(folder)
         if (page := Path(folder).absolute() / "report.html").is_file():

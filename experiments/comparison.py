@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.bias_loop import Carrying, play, plot, score
+from experiments.running.course import open_run
 from experiments.running.design import Design, expand_arms, spec_from_conf
-from experiments.running.directory import RunDirectory
+from simenv.conclusions.claims import judge
+from simenv.conclusions.standard import standard_claims
 from simenv.datasets.base import Dataset
 from simenv.errors import ConfigError
 from simenv.events import scan_events
@@ -88,30 +89,30 @@ def compare(
         **{name: options[name] for name in own},
     )
     design.check()
-    question = f"How do {', '.join(arms)} compare?"
-    carrying = Carrying(
-        workers=workers,
-        checkpoint_every=5,
-        progress=progress,
-        question=question,
-        command="experiments.compare",
-        resume=False,
-    )
     with tempfile.TemporaryDirectory(prefix="simenv-") as scratch:
-        run = RunDirectory(Path(folder) if folder else Path(scratch), {"design": design.digest()})
-        with run.locked():
-            play(design, run, carrying)
-        metrics = pl.read_csv(run.path / "metrics.csv")
-        claims = score(metrics, regime=design.repeat)
-        report = plot(run.path) if folder else None
-        run.finish()
+        config = {
+            "design": design.digest(),
+            "question": f"How do {', '.join(arms)} compare?",
+            "run_dir": folder or scratch,
+            "command": "experiments.compare",
+            "resume": None,
+            "workers": workers,
+            "checkpoint_every": 5,
+            "progress": progress,
+        }
+        with open_run(config, page=folder is not None) as run:
+            assert run is not None  # a directory that holds a run is refused
+            run.play({"": design})
+            metrics = pl.read_csv(run.path / "metrics.csv")
+            claims = judge(metrics, standard_claims(metrics), regime=design.repeat)
+            run.claims(claims)
         return Comparison(
             metrics=metrics,
             events=scan_events(run.path).collect(),
             items=pl.read_parquet(run.path / "items.parquet"),
             users=pl.read_parquet(run.path / "users.parquet"),
             claims=claims,
-            report=report,
+            report=run.path / "report.html" if folder else None,
         )
 
 

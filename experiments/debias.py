@@ -6,29 +6,23 @@ is the trade-off of utility against the Gini coefficient of exposure over the la
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 
-from experiments.bias_loop import design_from
 from experiments.groups import group_gaps
 from experiments.replications.targets import (
-    Target,
     Values,
     amplification,
-    config_of,
     interval,
     read_metrics,
-    replicate,
-    save_figure,
     series,
-    write_table,
 )
-from experiments.running.design import REFERENCE_ARMS, Design
+from experiments.running import course
+from experiments.running.course import Claims, Run
+from experiments.running.design import REFERENCE_ARMS, Design, Spec
 from simenv.conclusions.claims import Claim, judge
 from simenv.conclusions.standard import MARGINS
 from simenv.errors import ConfigError
@@ -43,39 +37,59 @@ LABEL_PLACE = {"penalty": (-30, 4), "epsilon": (4, -16), "calibrated": (8, 2)}  
 METRICS = ("true_utility", "gini", "regret", "ctr", "arp_pct", "coverage", "tail_share", "genre_kl", "jaccard")
 
 
-def run(config: Mapping[str, Any]) -> Path | None:
-    """Play the base and its remedies and write the run directory."""
-    return replicate(config, {"": design(config)}, score, plot)
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
+    """The base and its remedies, and the claim declared primary."""
+
+    base: str
+    penalties: Sequence[float]
+    epsilons: Sequence[float]
+    calibrations: Sequence[float]
+    primary: str | None
+    alpha: float
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """The settings that a configuration describes; its arms are the base alone."""
+        base = config["base"]
+        if base not in config["recommenders"]:
+            known = ", ".join(sorted(config["recommenders"]))
+            raise ConfigError(f"base={base}: no such recommender; expected one of {known}")
+        return super().of({**config, "arms": [base]})
+
+    def designs(self) -> dict[str, Design]:
+        """The base, one arm per remedy and strength, and the references, all in the modes asked for."""
+        design = self.design
+        recommenders = dict(design.recommenders)
+        names = []
+        for key, (name, target, option) in REMEDIES.items():
+            for strength in getattr(self, key):
+                arm = f"{name}-{strength:g}"
+                recommenders[arm] = {"_target_": target, option: strength, "base": recommenders[self.base]}
+                names.append(arm)
+        own = [mode for arm, mode in design.arms if arm == self.base]
+        others = tuple((arm, mode) for arm in names for mode in own)
+        arms = design.arms[: len(own)] + others + design.arms[len(own) :]
+        return {"": replace(design, recommenders=recommenders, arms=arms)}
+
+    def recommenders(self) -> dict[str, Spec]:
+        """The base and the references; the remedies follow from the strengths."""
+        return self.design.used_recommenders()
 
 
-def design(config: Mapping[str, Any]) -> Design:
-    """The base, one arm per remedy and strength, and the references, all in the modes asked for."""
-    base = config["base"]
-    if base not in config["recommenders"]:
-        raise ConfigError(
-            f"base={base}: no such recommender; expected one of {', '.join(sorted(config['recommenders']))}"
-        )
-    recommenders = dict(config["recommenders"])
-    names = [base]
-    for key, (name, target, option) in REMEDIES.items():
-        for strength in config[key]:
-            arm = f"{name}-{strength:g}"
-            recommenders[arm] = {"_target_": target, option: strength, "base": config["recommenders"][base]}
-            names.append(arm)
-    plain = design_from({**config, "arms": [base]})
-    arms = [(arm, mode) for arm in names for mode in config["modes"]]
-    arms += [(arm, REFERENCE_ARMS[arm]) for arm in config["references"]]
-    return replace(plain, recommenders=recommenders, arms=tuple(arms))
+def play(settings: Settings, run: Run) -> None:
+    """The base and its remedies."""
+    run.play(settings.designs())
 
 
 # -- scoring ------------------------------------------------------------------------------------------------------
 
 
-def score(folder: Path) -> list[Target]:
-    """Writes `tables/tradeoff.csv`, `tables/group_gap.csv` and `claims.json`; there is no published target."""
-    config, metrics = config_of(folder), read_metrics(folder)
-    base, modes = config["base"], config["modes"]
-    arms = [arm for arm, mode in design(config).arms if mode == "loop"]
+def score(settings: Settings, run: Run) -> Claims:
+    """Each remedy against the base; also writes `tables/tradeoff.csv` and `tables/group_gap.csv`."""
+    base, metrics = settings.base, read_metrics(run.path)
+    played = settings.designs()[""].arms
+    arms = [arm for arm, mode in played if mode == "loop"]
     plain = {metric: _late(metrics, base, metric) for metric in METRICS}
     rows: list[dict[str, Any]] = []
     for arm in arms:
@@ -84,22 +98,20 @@ def score(folder: Path) -> list[Target]:
             values = _late(metrics, arm, metric)
             row: dict[str, Any] = {"arm": arm, "family": family, "strength": strength, "metric": metric}
             rows.append(row | _columns("", values) | _columns("versus_base_", values - plain[metric]))
-            if "frozen" in modes and arm not in REFERENCE_ARMS:
+            if (arm, "frozen") in played and arm not in REFERENCE_ARMS:
                 amp = amplification(metrics, arm, metric)
                 ours = _columns("", amp) | _columns("versus_base_", amp - amplification(metrics, base, metric))
                 rows.append(row | {"metric": f"{metric}:amp"} | ours)
-    write_table(folder / "tables" / "tradeoff.csv", rows, {"strength": "Float64"})
+    run.table("tradeoff", rows, {"strength": "Float64"})
     gaps = [row for metric in ("true_utility", "ctr") for row in group_gaps(metrics, metric, LAST_ROUNDS)]
-    write_table(folder / "tables" / "group_gap.csv", gaps)
+    run.table("group_gap", gaps)
     stated = claims([arm for arm in arms if arm != base and arm not in REFERENCE_ARMS], base)
-    primary = config["primary"]
+    primary = settings.primary
     if primary is not None:
         stated = [replace(claim, primary=claim.name == primary) for claim in stated]
         if not any(claim.primary for claim in stated):
             raise ConfigError(f"primary={primary}: expected null or one of {', '.join(c.name for c in stated)}")
-    judged = judge(metrics, stated, regime=config["repeat"], alpha=config["alpha"])
-    (folder / "claims.json").write_text(json.dumps(judged, indent=1) + "\n")
-    return []
+    return judge(metrics, stated, regime=settings.design.repeat, alpha=settings.alpha)
 
 
 def claims(arms: list[str], base: str) -> list[Claim]:
@@ -148,21 +160,13 @@ def _late(metrics: Any, arm: str, metric: str) -> Values:
 # -- figure -------------------------------------------------------------------------------------------------------
 
 
-def plot(folder: Path) -> Path:
-    """The trade-off curve, one line per remedy from the plain base on; and the page."""
-    from simenv.report import build
-
-    _draw(folder)
-    return build(folder)
-
-
-def _draw(folder: Path) -> None:
+def plot(settings: Settings, run: Run) -> None:
+    """The trade-off curve, one line per remedy from the plain base on."""
     import polars as pl
 
     from simenv.figures.style import INK, LABEL, arm_styles, key_line, legend_below, new_figure
 
-    table = pl.read_csv(folder / "tables" / "tradeoff.csv")
-    base = config_of(folder)["base"]
+    table, base = run.read_table("tradeoff"), settings.base
     points: dict[str, list[tuple[float, tuple[float, float, float], tuple[float, float, float]]]] = {}
     for arm in table["arm"].unique(maintain_order=True):
         rows = {row["metric"]: row for row in table.filter(pl.col("arm") == arm).iter_rows(named=True)}
@@ -188,8 +192,7 @@ def _draw(folder: Path) -> None:
     panel.set_xlabel(f"Gini of exposure, last {LAST_ROUNDS} rounds  (more unequal →)", fontsize=LABEL)
     panel.set_ylabel("true utility of what was shown  (better ↑)", fontsize=LABEL)
     legend_below(figure, entries)
-    save_figure(
-        folder,
+    run.figure(
         "tradeoff_curve",
         figure,
         title="What a more equal exposure costs",

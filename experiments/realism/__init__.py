@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 from simenv.faces import lazy
 
 if TYPE_CHECKING:
-    from experiments.realism.bench import plot, run, score
+    from experiments.realism.bench import Settings, play, plot, score
 
-__all__ = ["plot", "run", "score"]
+__all__ = ["Settings", "play", "plot", "score"]
 
 __getattr__ = lazy(
     __name__,
     {
+        "Settings": "experiments.realism.bench",
+        "play": "experiments.realism.bench",
         "plot": "experiments.realism.bench",
-        "run": "experiments.realism.bench",
         "score": "experiments.realism.bench",
     },
 )

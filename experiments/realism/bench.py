@@ -1,19 +1,14 @@
 """realism: are these users realistic? A user model beside plain baselines on real choices it has not seen.
 
-`run(config)` fits the user model on the earlier part of a data set, judges it on the later part, and writes a run
-directory with `tables/realism.csv`, the verdict, and for models that are asked about pages the fitted
-`calibration.json`.
+The user model is fitted on the earlier part of a data set and judged on the later part: `tables/realism.csv`, the
+verdict, and for models that are asked about pages the fitted `calibration.json`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
-import platform as machine
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +17,6 @@ import numpy as np
 from agents.base import UserModel
 from agents.llm import LLMUser
 from agents.population.traits import Traits
-from experiments.bias_loop import NOT_RESULTS, design_from
 from experiments.realism import tests
 from experiments.realism.baselines import Scores, baselines, item_mean
 from experiments.realism.opinions import Asked, Opinions, opinions
@@ -39,20 +33,19 @@ from experiments.realism.pages import (
     time_split,
 )
 from experiments.realism.tests import REAL, Matrix, Row, UserBootstrap
-from experiments.replications.targets import save_figure, write_table
+from experiments.running import course
+from experiments.running.course import Claims, Run
 from experiments.running.design import Design
-from experiments.running.directory import RunDirectory
 from simenv.errors import ConfigError
 from simenv.slates import asks_model
 
 HARD = f"{KINDS[0]} 1:1"  # the protocol the verdict goes by
 RIVALS = ("ease", "svd")
 ASKED_USERS = 100  # judged by default where every page is a call to a language model
-PACKAGES = ("simenv", "numpy", "scipy", "numba", "polars")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
     """What is asked of the user model, beside the data and its own options.
 
     Attributes:
@@ -82,48 +75,40 @@ class Settings:
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ConfigError(f"{name}={value}: expected a whole number, at least {low}")
 
+    def designs(self) -> dict[str, Design]:
+        """Nothing is played: of the design only data, agent, tastes and seeds matter."""
+        return {}
 
-def run(config: Mapping[str, Any]) -> Path:
-    """Judge the user model of a resolved configuration and write the run directory; returns the directory.
+    def check(self) -> None:
+        """Make the user model."""
+        self.design.make_users()
+
+
+def play(settings: Settings, run: Run) -> None:
+    """Judge the user model.
 
     Raises:
-        SimenvError: bad configuration, data or run directory; BudgetExhausted where a language model's budget ends,
-            with all answers so far kept for ``resume``.
+        BudgetExhausted: a language model's budget ends; all answers so far are kept for ``resume``.
     """
-    settings = Settings(**{name: config[name] for name in (f.name for f in fields(Settings))})
-    design = design_from(config)
-    design.make_users()
-    kept = {name: value for name, value in config.items() if name not in NOT_RESULTS} | {"recommenders": {}}
-    folder = RunDirectory(Path(config["run_dir"]), kept, resume=bool(config["resume"]))
-    if folder.complete:
-        return folder.path
-    with folder.locked():
-        started = time.time()
-        rows, card = examine(design, settings, folder.path)
-        write_table(folder.path / "tables" / "realism.csv", [asdict(row) for row in rows])
-        (folder.path / "claims.json").write_text(json.dumps(score(rows, str(card["model"])), indent=1) + "\n")
-        card = {"question": config["question"], "command": config["command"]} | card
-        card["wall_time_s"] = round(time.time() - started, 1)
-        (folder.path / "run_card.json").write_text(json.dumps(card, indent=1, default=float) + "\n")
-        plot(folder.path)
-        folder.finish()
-    return folder.path
+    rows, card = examine(settings, run.path)
+    run.table("realism", [asdict(row) for row in rows])
+    run.card(**card)
 
 
-def examine(design: Design, settings: Settings, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+def examine(settings: Settings, folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """Every test of the suite on the design's data set, and what the run card says about it.
 
     Args:
-        design: its data set, agent, tastes and seeds; arms and rounds do not matter.
         settings: of the suite.
         folder: the run directory; answers of language models and the calibration go there.
     """
     answers = folder / "checkpoint" / "answers"
     answers.mkdir(parents=True, exist_ok=True)
+    design = settings.design
     dataset = design.load_dataset(design.seed)
     unseen = None if settings.unseen is None else Unseen.load(Path(settings.unseen), dataset, settings.holdout)
     split = time_split(dataset, settings.holdout)
-    bench = Bench(design, settings, split, answers, unseen)
+    bench = Bench(settings, split, answers, unseen)
     rows = (
         bench.discrimination()
         + bench.unseen_items()
@@ -134,7 +119,7 @@ def examine(design: Design, settings: Settings, folder: Path) -> tuple[list[Row]
     )
     splits = {split.name: _counts(bench)}
     if settings.agent4rec is not None:
-        other = Bench(design, settings, agent4rec(Path(settings.agent4rec)), answers)
+        other = Bench(settings, agent4rec(Path(settings.agent4rec)), answers)
         rows += other.discrimination(prefix="agent4rec ")
         splits[other.split.name] = _counts(other)
     users = bench.own
@@ -143,7 +128,6 @@ def examine(design: Design, settings: Settings, folder: Path) -> tuple[list[Row]
         "seeds": list(design.seeds),
         "splits": splits,
         "candidates": settings.candidates,
-        "versions": _versions(),
     }
     if isinstance(users, Asked):
         users.calibration().save(folder / "calibration.json")
@@ -158,14 +142,6 @@ def _place(row: Row) -> int:
     if row.test == "discrimination" and row.setting != HARD:
         return len(first) + 1
     return first.index(row.test) if row.test in first else len(first)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": machine.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout that is not installed
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _counts(bench: Bench) -> dict[str, Any]:
@@ -184,24 +160,21 @@ class Bench:
     """One split, the user model fitted on its training part, its rivals, and the pages they all are shown.
 
     Args:
-        design: of data, agent, tastes and seeds.
         settings: of the suite.
         split: what is known and what is judged by.
         answers: folder for the answers of language models.
         unseen: what the model never saw; its users alone are judged.
     """
 
-    def __init__(
-        self, design: Design, settings: Settings, split: TimeSplit, answers: Path, unseen: Unseen | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, split: TimeSplit, answers: Path, unseen: Unseen | None = None) -> None:
         self.unseen = unseen
-        self.design, self.settings, self.split, self.answers = design, settings, split, answers
+        self.design, self.settings, self.split, self.answers = settings.design, settings, split, answers
         self.traits = Traits.from_dataset(split.train)
-        self.own = self._opinions(design.make_users(), design.seed)
+        self.own = self._opinions(self.design.make_users(), self.design.seed)
         most = settings.judged_users or (ASKED_USERS if self.own.sees_pages else None)
-        self.judged = split.judged(most, design.seed, None if unseen is None else unseen.users)
+        self.judged = split.judged(most, self.design.seed, None if unseen is None else unseen.users)
         self.pages = {
-            (kind, ratio): draw_pages(split, self.judged, kind, ratio, settings.candidates, design.seed)
+            (kind, ratio): draw_pages(split, self.judged, kind, ratio, settings.candidates, self.design.seed)
             for kind in KINDS
             for ratio in RATIOS
         }
@@ -364,7 +337,16 @@ def _skipped(test: str, model: str, reason: str) -> Row:
 # -- verdict ----------------------------------------------------------------------------------------------------------
 
 
-def score(rows: Sequence[Row], model: str) -> list[dict[str, Any]]:
+def score(settings: Settings, run: Run) -> Claims:
+    """The verdict on the user model."""
+    import polars as pl
+
+    table = run.read_table("realism").fill_null(np.nan).with_columns(pl.col("setting").fill_null(""))
+    card = json.loads((run.path / "run_card.json").read_text())
+    return verdict([Row(**row) for row in table.iter_rows(named=True)], card["model"])
+
+
+def verdict(rows: Sequence[Row], model: str) -> Claims:
     """The verdict as claims: on the hard protocol an AUC of at least EASE's and SVD's, a rating RMSE of at most the
     item mean's. Point estimates decide; the intervals, over users, say how far luck may have.
     """
@@ -420,19 +402,14 @@ def _claim(
 # -- figure -----------------------------------------------------------------------------------------------------------
 
 
-def plot(folder: Path) -> Path:
-    """Discrimination, ratings and traits in one figure, and the page, from the run's files alone."""
-    import polars as pl
-
+def plot(settings: Settings, run: Run) -> None:
+    """Discrimination, ratings and traits in one figure."""
     from experiments.realism.figure import draw
-    from simenv.report import build
 
-    table = pl.read_csv(folder / "tables" / "realism.csv")
-    card = json.loads((folder / "run_card.json").read_text())
-    save_figure(
-        folder,
+    card = json.loads((run.path / "run_card.json").read_text())
+    run.figure(
         "realism",
-        draw(table, card["model"]),
+        draw(run.read_table("realism"), card["model"]),
         title="Do the users choose and rate as real ones do?",
         caption=(
             "Left: AUC of real choices against unseen items of the same popularity (filled) and against uniformly "
@@ -441,4 +418,3 @@ def plot(folder: Path) -> Path:
             "Bars are 95 % intervals of a bootstrap over users."
         ),
     )
-    return build(folder)

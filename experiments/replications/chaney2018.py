@@ -9,7 +9,7 @@ each (the run directory itself). Single training: trained once, after 50 steps (
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.choice.classics import RankDiscountedChoice
-from experiments.bias_loop import design_from
 from experiments.replications.targets import (
     Target,
     Values,
     above,
     below,
-    config_of,
     interval,
-    replicate,
     reported,
-    save_figure,
     within,
-    write_table,
+    write_targets,
 )
-from experiments.running.design import Design
+from experiments.running import course
+from experiments.running.course import Run
+from experiments.running.design import Design, Spec
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, Tastes
 from simenv.errors import ConfigError
 from simenv.randomness import Key
@@ -47,40 +45,50 @@ PARTS = {"loop": "", "frozen": "single"}
 CURVE_EVERY = 10
 
 
-def run(config: Mapping[str, Any]) -> Path | None:
-    """Play both training regimes and write the run directory."""
-    return replicate(config, designs(config), score, plot)
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
+    """The paper's world and arms, and when the single training takes place."""
+
+    single_startup: int
+
+    def designs(self) -> dict[str, Design]:
+        """The two designs, by sub-folder: repeated training and single training, over the same users and items."""
+        base, single = self.design, self.single_startup
+        if not isinstance(base.dataset, Mapping) or base.dataset.get("_target_") != f"{__name__}.world":
+            raise ConfigError("chaney2018: expected dataset=chaney2018, the world of the paper")
+        arms = list(dict.fromkeys(arm for arm, _ in base.arms if arm in base.recommenders))
+        if IDEAL not in arms:
+            raise ConfigError(f"arms={arms}: expected `{IDEAL}` among them, which all are compared with")
+        start = base.dataset["startup"]
+        total = start + base.rounds
+        if not 1 <= start < single < total:
+            raise ConfigError(
+                f"single_startup={single}: expected dataset.startup={start} < single_startup < startup + rounds = "
+                f"{total}"
+            )
+        wrapped = {
+            arm: {"_target_": "recommenders.papers.NewestInterleaved", "base": base.recommenders[arm]} for arm in arms
+        }
+        dataset = dict(base.dataset) | {"steps": total}
+        repeated = replace(base, recommenders=wrapped, arms=tuple((arm, "loop") for arm in arms), dataset=dataset)
+        return {
+            "": repeated,
+            "single": replace(
+                repeated,
+                arms=tuple((arm, "frozen") for arm in arms),
+                rounds=total - single,
+                dataset=dataset | {"startup": single},
+            ),
+        }
+
+    def recommenders(self) -> dict[str, Spec]:
+        """The arms as they are configured, not as they are wrapped."""
+        return self.design.used_recommenders()
 
 
-def designs(config: Mapping[str, Any]) -> dict[str, Design]:
-    """The two designs, by sub-folder: repeated training and single training, over the same users and items."""
-    if config["dataset"].get("_target_") != "experiments.replications.chaney2018.world":
-        raise ConfigError("chaney2018: expected dataset=chaney2018, the world of the paper")
-    if IDEAL not in config["arms"]:
-        raise ConfigError(f"arms={list(config['arms'])}: expected `{IDEAL}` among them, which all are compared with")
-    start, single = config["dataset"]["startup"], config["single_startup"]
-    total = start + config["rounds"]
-    if not 1 <= start < single < total:
-        raise ConfigError(
-            f"single_startup={single}: expected dataset.startup={start} < single_startup < startup + rounds = {total}"
-        )
-    wrapped = {
-        arm: {"_target_": "recommenders.papers.NewestInterleaved", "base": config["recommenders"][arm]}
-        for arm in config["arms"]
-        if arm in config["recommenders"]
-    }
-    base = replace(design_from(config), recommenders=wrapped, arms=tuple((arm, "loop") for arm in config["arms"]))
-    assert isinstance(base.dataset, Mapping)
-    dataset = dict(base.dataset) | {"steps": total}
-    return {
-        "": replace(base, dataset=dataset),
-        "single": replace(
-            base,
-            arms=tuple((arm, "frozen") for arm in config["arms"]),
-            rounds=total - single,
-            dataset=dataset | {"startup": single},
-        ),
-    }
+def play(settings: Settings, run: Run) -> None:
+    """Both training regimes."""
+    run.play(settings.designs())
 
 
 def world(
@@ -178,13 +186,13 @@ def _startup(
 # -- scoring ------------------------------------------------------------------------------------------------------
 
 
-def score(folder: Path) -> list[Target]:
+def score(settings: Settings, run: Run) -> None:
     """The paper's findings against ours; also writes `tables/homogeneity.csv`, the curves of the figure."""
     found: dict[str, dict[str, Values]] = {}
     worth: dict[str, dict[str, Values]] = {}
     rows: list[dict[str, Any]] = []
-    for mode, design in zip(("loop", "frozen"), designs(config_of(folder)).values()):
-        curves, worth[mode] = _curves(folder / PARTS[mode], design, mode)
+    for mode, design in zip(("loop", "frozen"), settings.designs().values()):
+        curves, worth[mode] = _curves(run.path / PARTS[mode], design, mode)
         found[mode] = {arm: values[:, -1] for arm, values in curves.items()}
         start = _startup_of(design)
         for arm, values in curves.items():
@@ -192,8 +200,8 @@ def score(folder: Path) -> list[Target]:
                 ours = interval(values[:, place])
                 row = {"training": "repeated" if mode == "loop" else "single", "arm": arm, "step": start + at}
                 rows.append(row | {"value": ours.estimate, "ci_low": ours.low, "ci_high": ours.high})
-    write_table(folder / "tables" / "homogeneity.csv", rows)
-    return _targets(found, worth)
+    run.table("homogeneity", rows)
+    write_targets(run, _targets(found, worth))
 
 
 def _targets(found: Mapping[str, Mapping[str, Values]], worth: Mapping[str, Mapping[str, Values]]) -> list[Target]:
@@ -331,14 +339,13 @@ def nearest(recommender: Any, rng: np.random.Generator) -> NDArray[np.int64]:
 # -- figure -------------------------------------------------------------------------------------------------------
 
 
-def plot(folder: Path) -> Path:
-    """The curves, the published end points, and the page."""
+def plot(settings: Settings, run: Run) -> None:
+    """The curves, the published end points."""
     import polars as pl
 
     from simenv.figures.style import LABEL, arm_styles, key_line, legend_below, new_figure, round_axis, sort_arms
-    from simenv.report import build
 
-    table = pl.read_csv(folder / "tables" / "homogeneity.csv")
+    table = run.read_table("homogeneity")
     arms = sort_arms(table["arm"].unique().to_list())
     styles = arm_styles(arms)
     figure, grid = new_figure(1, 2, (11.0, 4.6), sharey=True)
@@ -357,8 +364,7 @@ def plot(folder: Path) -> Path:
         round_axis(panel, np.array([0, int(table["step"].max())]))  # type: ignore[arg-type]
     grid[0, 0].set_ylabel("Jaccard of nearest users minus ideal's", fontsize=LABEL)
     legend_below(figure, [key_line(_label(arm), color=styles[arm].color, marker=styles[arm].marker) for arm in arms])
-    save_figure(
-        folder,
+    run.figure(
         "replication",
         figure,
         title="Chaney et al. 2018: users become more alike than under ideal recommendations",
@@ -368,4 +374,3 @@ def plot(folder: Path) -> Path:
             "at the right: the figures of Lucherini et al. 2021 at the last step."
         ),
     )
-    return build(folder)

@@ -8,27 +8,24 @@ what they consume; the papers' own data (MovieLens tag genome) and model (Gaussi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from experiments.bias_loop import design_from
 from experiments.replications.targets import (
-    Target,
     Values,
     above,
     below,
     consumed,
-    design_of,
     interval,
     read_metrics,
-    replicate,
-    save_figure,
     series,
-    write_table,
+    write_targets,
 )
+from experiments.running import course
+from experiments.running.course import Run
+from experiments.running.design import Design
 from simenv.errors import ConfigError
 from simenv.metrics.formulas import ild
 from simenv.metrics.reference import pack_genres
@@ -36,32 +33,37 @@ from simenv.metrics.reference import pack_genres
 WINDOW = 5
 
 
-def run(config: Mapping[str, Any]) -> Path | None:
-    """Play recommended and unaided users and write the run directory."""
-    design = design_from(config)
-    if ("none", "none") not in design.arms:
-        raise ConfigError("arms: expected `none` among arms or references, the users who choose unaided")
-    if design.rounds < 2 * WINDOW:
-        raise ConfigError(f"rounds={design.rounds}: expected at least {2 * WINDOW}, two windows of {WINDOW}")
-    return replicate(config, {"": design}, score, plot)
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
+    """Recommended users and unaided ones, over two windows at least."""
+
+    def __post_init__(self) -> None:
+        if ("none", "none") not in self.design.arms:
+            raise ConfigError("arms: expected `none` among arms or references, the users who choose unaided")
+        if self.design.rounds < 2 * WINDOW:
+            raise ConfigError(f"rounds={self.design.rounds}: expected at least {2 * WINDOW}, two windows of {WINDOW}")
+
+
+def play(settings: Settings, run: Run) -> None:
+    """Recommended and unaided users."""
+    run.play(settings.designs())
 
 
 # -- scoring ------------------------------------------------------------------------------------------------------
 
 
-def score(folder: Path) -> list[Target]:
+def score(settings: Settings, run: Run) -> None:
     """The papers' signs; also writes `tables/breadth.csv`, breadth of consumption by arm and window."""
-    metrics = read_metrics(folder)
-    design = design_of(folder)
+    metrics, design = read_metrics(run.path), settings.design
     takers = [arm for arm, mode in design.arms if mode == "loop"]
-    breadth = {arm: _breadth(folder, arm) for arm in ["none", *takers]}
+    breadth = {arm: _breadth(run.path, design, arm) for arm in ["none", *takers]}
     rows = []
     for arm, values in breadth.items():
         for window in range(values.shape[1]):
             ours = interval(values[:, window])
             row = {"arm": arm, "window": window, "rounds": f"{window * WINDOW}-{(window + 1) * WINDOW - 1}"}
             rows.append(row | {"value": ours.estimate, "ci_low": ours.low, "ci_high": ours.high})
-    write_table(folder / "tables" / "breadth.csv", rows)
+    run.table("breadth", rows)
     change = {arm: values[:, -1] - values[:, 0] for arm, values in breadth.items()}
     alike = {arm: series(metrics, arm, "none" if arm == "none" else "loop", "jaccard")[:, -1] for arm in breadth}
     targets = [below("narrows-unaided", "consumption narrows without recommendations: < 0", change["none"])]
@@ -73,14 +75,13 @@ def score(folder: Path) -> list[Target]:
         above(f"more-alike:{arm}", "takers are more alike (Jaccard, last rounds): > 0", alike[arm] - alike["none"])
         for arm in takers
     ]
-    return targets
+    write_targets(run, targets)
 
 
-def _breadth(folder: Path, arm: str) -> Values:
+def _breadth(folder: Path, design: Design, arm: str) -> Values:
     """Mean pairwise genre distance of what a user clicked in a window of rounds, (seeds, windows)."""
     import polars as pl
 
-    design = design_of(folder)
     items = pl.read_parquet(folder / "items.parquet")
     n_windows = design.rounds // WINDOW
     values = np.empty((design.n_seeds, n_windows))
@@ -98,8 +99,8 @@ def _breadth(folder: Path, arm: str) -> Values:
 # -- figure -------------------------------------------------------------------------------------------------------
 
 
-def plot(folder: Path) -> Path:
-    """Breadth and likeness over time, and the page."""
+def plot(settings: Settings, run: Run) -> None:
+    """Breadth and likeness over time."""
     import polars as pl
 
     from simenv.figures.style import (
@@ -112,9 +113,8 @@ def plot(folder: Path) -> Path:
         round_axis,
         sort_arms,
     )
-    from simenv.report import build
 
-    metrics, table = read_metrics(folder), pl.read_csv(folder / "tables" / "breadth.csv")
+    metrics, table = read_metrics(run.path), run.read_table("breadth")
     arms = sort_arms(table["arm"].unique().to_list())
     styles = arm_styles(arms)
     figure, grid = new_figure(1, 2, (11.0, 4.4))
@@ -131,15 +131,14 @@ def plot(folder: Path) -> Path:
     left.set_xticks(range(len(labels)), labels)
     left.set_xlabel("rounds", fontsize=LABEL)
     left.set_ylabel("genre distance within what a user clicked", fontsize=LABEL)
-    round_axis(right, np.arange(design_of(folder).rounds))
+    round_axis(right, np.arange(settings.design.rounds))
     right.set_xlabel("round", fontsize=LABEL)
     right.set_ylabel("overlap between users (last 5 rounds)", fontsize=LABEL)
     names = {"none": "no recommendations"}
     legend_below(
         figure, [key_line(names.get(arm, arm), color=styles[arm].color, marker=styles[arm].marker) for arm in arms]
     )
-    save_figure(
-        folder,
+    run.figure(
         "replication",
         figure,
         title="Filter bubbles: breadth of consumption, and likeness between users",
@@ -148,4 +147,3 @@ def plot(folder: Path) -> Path:
             "Jaccard overlap of the items pairs of users clicked. Means over seeds with 95 % intervals."
         ),
     )
-    return build(folder)

@@ -8,24 +8,23 @@ growing pool (`growing/`): as many items at first, ten times as many in the end,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agents.choice.classics import DriftingInterest
-from experiments.bias_loop import design_from
 from experiments.replications.targets import (
-    Target,
     above,
     read_metrics,
-    replicate,
     reported,
-    save_figure,
     series,
     within,
+    write_targets,
 )
+from experiments.running import course
+from experiments.running.course import Run
 from experiments.running.design import Design
 from simenv.conclusions.statistics import Interval
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, Tastes
@@ -38,24 +37,27 @@ N_USERS, N_ITEMS = 30, 100
 GROWTH = 10  # items at the end of the growing pool / at its start
 
 
-def run(config: Mapping[str, Any]) -> Path | None:
-    """Play the fixed and the growing pool and write the run directory."""
-    return replicate(config, designs(config), score, plot)
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
+    """The paper's world and arms."""
+
+    def designs(self) -> dict[str, Design]:
+        """The two designs, by sub-folder: the fixed and the growing pool."""
+        base = self.design
+        if not isinstance(base.dataset, Mapping) or base.dataset.get("_target_") != f"{__name__}.world":
+            raise ConfigError("jiang2019: expected dataset=jiang2019, the world of the paper")
+        growing = replace(
+            base,
+            n_items=GROWTH * (base.n_items or N_ITEMS),
+            arms=(("random", "loop"),),
+            dataset=dict(base.dataset) | {"growth_rounds": base.rounds},
+        )
+        return {"": base, "growing": growing}
 
 
-def designs(config: Mapping[str, Any]) -> dict[str, Design]:
-    """The two designs, by sub-folder."""
-    if config["dataset"].get("_target_") != "experiments.replications.jiang2019.world":
-        raise ConfigError("jiang2019: expected dataset=jiang2019, the world of the paper")
-    base = design_from(config)
-    assert isinstance(base.dataset, Mapping)
-    growing = replace(
-        base,
-        n_items=GROWTH * (base.n_items or N_ITEMS),
-        arms=(("random", "loop"),),
-        dataset=dict(base.dataset) | {"growth_rounds": base.rounds},
-    )
-    return {"": base, "growing": growing}
+def play(settings: Settings, run: Run) -> None:
+    """The fixed and the growing pool."""
+    run.play(settings.designs())
 
 
 def world(
@@ -119,10 +121,10 @@ def probe(platform: Platform) -> dict[str, float]:
 # -- scoring ------------------------------------------------------------------------------------------------------
 
 
-def score(folder: Path) -> list[Target]:
+def score(settings: Settings, run: Run) -> None:
     """The paper's order of recommenders, and the effect of a growing pool, against ours."""
-    ends = {arm: _end(folder, arm) for arm in _arms(folder)}
-    growing = _end(folder / "growing", "random")
+    ends = {arm: _end(run.path, arm) for arm in _arms(run.path)}
+    growing = _end(run.path / "growing", "random")
     targets = [
         reported(
             f"drift:{LABELS.get(arm, arm)}", "L2 drift at the end (the project's pilot)", ours, published=PILOT[arm]
@@ -145,7 +147,7 @@ def score(folder: Path) -> list[Target]:
     if "random" in ends:
         slower = _difference(ends["random"], growing)
         targets.append(above("growing-pool", "a growing pool lowers random's drift: > 0", slower))
-    return targets
+    write_targets(run, targets)
 
 
 def _arms(folder: Path) -> list[str]:
@@ -183,8 +185,8 @@ def _difference(first: Interval, second: Interval) -> Interval:
 # -- figure -------------------------------------------------------------------------------------------------------
 
 
-def plot(folder: Path) -> Path:
-    """Drift over steps on both axes' logarithms, and the page."""
+def plot(settings: Settings, run: Run) -> None:
+    """Drift over steps on both axes' logarithms."""
     from simenv.figures.style import (
         INK,
         LABEL,
@@ -194,10 +196,9 @@ def plot(folder: Path) -> Path:
         new_figure,
         sort_arms,
     )
-    from simenv.report import build
 
-    metrics = read_metrics(folder)
-    arms = sort_arms(_arms(folder))
+    metrics = read_metrics(run.path)
+    arms = sort_arms(_arms(run.path))
     styles = arm_styles(arms)
     figure, grid = new_figure(1, 1, (9.0, 5.2))
     panel = grid[0, 0]
@@ -213,15 +214,14 @@ def plot(folder: Path) -> Path:
         draw(metrics, arm, styles[arm].color, marker=styles[arm].marker)
     entries = [key_line(LABELS.get(arm, arm), color=styles[arm].color, marker=styles[arm].marker) for arm in arms]
     if "random" in arms:
-        draw(read_metrics(folder / "growing"), "random", INK, linestyle=":")
+        draw(read_metrics(run.path / "growing"), "random", INK, linestyle=":")
         entries.append(key_line("random, growing pool", color=INK, dashes=":"))
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.set_xlabel("step", fontsize=LABEL)
     panel.set_ylabel("L2 distance of interests from the start", fontsize=LABEL)
     legend_below(figure, entries)
-    save_figure(
-        folder,
+    run.figure(
         "replication",
         figure,
         title="Jiang et al. 2019: recommenders that exploit what users click move their interests furthest",
@@ -230,4 +230,3 @@ def plot(folder: Path) -> Path:
             "standard errors. A straight line of slope one is drift without bound; random drifts like a random walk."
         ),
     )
-    return build(folder)

@@ -9,26 +9,23 @@ is the group of minority taste.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from experiments.bias_loop import design_from
+from experiments import bias_loop
 from experiments.replications.targets import (
-    Target,
     above,
     amplification,
     below,
     consumed,
-    design_of,
     read_metrics,
-    replicate,
-    save_figure,
     series,
     within,
+    write_targets,
 )
+from experiments.running.course import Claims, Run
+from experiments.running.design import Design
 from simenv.conclusions.statistics import Interval
 from simenv.metrics.comparisons import one_step_identity
 
@@ -41,23 +38,26 @@ PANELS = (
 )
 
 
-def run(config: Mapping[str, Any]) -> Path | None:
-    """Play the design and write the run directory."""
-    return replicate(config, {"": design_from(config)}, score, plot, claims=True)
+Settings = bias_loop.Settings
+
+
+def play(settings: Settings, run: Run) -> None:
+    """The design, and its re-runs where some are asked for."""
+    run.play(settings.designs())
 
 
 # -- scoring ------------------------------------------------------------------------------------------------------
 
 
-def score(folder: Path) -> list[Target]:
-    """The paper's findings against ours, arm by arm."""
-    metrics = read_metrics(folder)
-    arms = _arms(folder)
+def score(settings: Settings, run: Run) -> Claims:
+    """The paper's findings against ours, arm by arm, and the standard claims."""
+    metrics = read_metrics(run.path)
+    arms = _arms(settings.design)
     groups = set(metrics["group"].unique().to_list())
     pair = next((pair for pair in MINORITIES if groups.issuperset(pair)), None)
     targets = []
     for arm in arms:
-        worst = _identity_gap(folder, arm)
+        worst = _identity_gap(run.path, settings.design, arm)
         exact = Interval(estimate=worst, low=np.nan, high=np.nan, n=1)
         targets.append(within(f"identity:{arm}", f"one-step identity exact: off by < {EXACT:g}", exact, bound=EXACT))
     for arm in arms:
@@ -74,19 +74,18 @@ def score(folder: Path) -> list[Target]:
         gap = amplification(metrics, arm, "arp_pct", pair[0]) - amplification(metrics, arm, "arp_pct", pair[1])
         target = f"stronger for the minority: AMP of {pair[0]} minus {pair[1]} > 0"
         targets.append(above(f"minority:{arm}", target, gap))
-    return targets
+    write_targets(run, targets)
+    return bias_loop.score(settings, run)
 
 
-def _arms(folder: Path) -> list[str]:
-    design = design_of(folder)
+def _arms(design: Design) -> list[str]:
     return [arm for arm, mode in design.arms if mode == "loop" and (arm, "frozen") in design.arms]
 
 
-def _identity_gap(folder: Path, arm: str) -> float:
+def _identity_gap(folder: Path, design: Design, arm: str) -> float:
     """Largest |P_{t+1} - P_t - K theta / (|D| + K)| over seeds and rounds, P by frozen percentile."""
     import polars as pl
 
-    design = design_of(folder)
     items = pl.read_parquet(folder / "items.parquet")
     worst = 0.0
     for seed in design.seeds:
@@ -105,12 +104,11 @@ def _identity_gap(folder: Path, arm: str) -> float:
 # -- figure -------------------------------------------------------------------------------------------------------
 
 
-def plot(folder: Path) -> Path:
-    """Loop minus frozen control over the rounds, and the page."""
+def plot(settings: Settings, run: Run) -> None:
+    """Loop minus frozen control over the rounds."""
     from simenv.figures.style import INK, arm_styles, draw_line, key_line, label_axes, legend_below, small_multiples
-    from simenv.report import build
 
-    metrics, arms = read_metrics(folder), _arms(folder)
+    metrics, arms = read_metrics(run.path), _arms(settings.design)
     styles = arm_styles(arms)
     figure, panels = small_multiples(len(PANELS), share=False)
     for panel, (metric, title) in zip(panels, PANELS):
@@ -122,8 +120,7 @@ def plot(folder: Path) -> Path:
         panel.set_title(title, loc="left", fontsize=11)
     label_axes(figure, "round", "loop minus frozen control")
     legend_below(figure, [key_line(arm, color=styles[arm].color, marker=styles[arm].marker) for arm in arms])
-    save_figure(
-        folder,
+    run.figure(
         "replication",
         figure,
         title="Mansoury et al. 2020: what the feedback loop does, against the same recommender trained once",
@@ -132,4 +129,3 @@ def plot(folder: Path) -> Path:
             "the left and right and below it in the middle is what the paper found."
         ),
     )
-    return build(folder)

@@ -9,27 +9,23 @@ over all pairs of users and items against the true expected ratings, which only 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from experiments.bias_loop import design_from
 from experiments.replications.targets import (
-    Target,
     Values,
     above,
     consumed,
-    design_of,
     interval,
     read_metrics,
-    replicate,
-    save_figure,
     series,
-    write_table,
+    write_targets,
 )
+from experiments.running import course
+from experiments.running.course import Run
 from experiments.running.design import Design
 from simenv.errors import ConfigError
 from simenv.metrics.formulas import gini
@@ -39,14 +35,19 @@ from simenv.slates import Scores
 LAST_ROUNDS = 5
 
 
-def run(config: Mapping[str, Any]) -> Path | None:
-    """Play the adoption levels and write the run directory."""
-    design = design_from(config)
-    if len(adoptions(design)) < 2:
-        raise ConfigError(
-            f"modes={list(config['modes'])}: expected at least two adoption levels, as in loop@0 and loop"
-        )
-    return replicate(config, {"": design}, score, plot)
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
+    """One arm at several levels of adoption."""
+
+    def __post_init__(self) -> None:
+        if len(adoptions(self.design)) < 2:
+            modes = [mode for _, mode in self.design.arms]
+            raise ConfigError(f"modes={modes}: expected at least two adoption levels, as in loop@0 and loop")
+
+
+def play(settings: Settings, run: Run) -> None:
+    """The adoption levels."""
+    run.play(settings.designs())
 
 
 def adoptions(design: Design) -> list[tuple[float, str]]:
@@ -72,23 +73,23 @@ def probe(platform: Platform) -> dict[str, float]:
 # -- scoring ------------------------------------------------------------------------------------------------------
 
 
-def score(folder: Path) -> list[Target]:
+def score(settings: Settings, run: Run) -> None:
     """Monotone in adoption? Also writes `tables/adoption.csv`, both measures by level."""
-    design = design_of(folder)
+    design = settings.design
     arm, levels = design.arms[0][0], adoptions(design)
-    metrics = read_metrics(folder)
+    metrics = read_metrics(run.path)
     gain: dict[float, Values] = {}
     equal: dict[float, Values] = {}
     rows = []
     for level, mode in levels:
         rmse = series(metrics, arm, mode, "rmse")
         gain[level] = rmse[:, 0] - rmse[:, -1]
-        equal[level] = np.array([_equality(folder, design, seed, arm, mode) for seed in design.seeds])
+        equal[level] = np.array([_equality(run.path, design, seed, arm, mode) for seed in design.seeds])
         for measure, values in (("accuracy gain (RMSE)", gain[level]), ("consumption diversity", equal[level])):
             ours = interval(values)
             row = {"adoption": level, "measure": measure, "value": ours.estimate}
             rows.append(row | {"ci_low": ours.low, "ci_high": ours.high})
-    write_table(folder / "tables" / "adoption.csv", rows)
+    run.table("adoption", rows)
     steps = [(low, high) for (low, _), (high, _) in pairwise(levels)]
     targets = [
         above(
@@ -98,7 +99,7 @@ def score(folder: Path) -> list[Target]:
         )
         for low, high in steps
     ]
-    return targets + [
+    targets += [
         above(
             f"accuracy:{low:g}-{high:g}",
             "the recommender's RMSE improves more at the lower adoption: > 0",
@@ -106,6 +107,7 @@ def score(folder: Path) -> list[Target]:
         )
         for low, high in steps
     ]
+    write_targets(run, targets)
 
 
 def _equality(folder: Path, design: Design, seed: int, arm: str, mode: str) -> float:
@@ -121,16 +123,15 @@ def _equality(folder: Path, design: Design, seed: int, arm: str, mode: str) -> f
 # -- figure -------------------------------------------------------------------------------------------------------
 
 
-def plot(folder: Path) -> Path:
-    """RMSE over the rounds by adoption, and both measures against adoption; and the page."""
+def plot(settings: Settings, run: Run) -> None:
+    """RMSE over the rounds by adoption, and both measures against adoption."""
     import polars as pl
 
     from simenv.figures.style import INK, LABEL, draw_line, label_ends, new_figure, round_axis
-    from simenv.report import build
 
-    design = design_of(folder)
+    design = settings.design
     arm, levels = design.arms[0][0], adoptions(design)
-    metrics, table = read_metrics(folder), pl.read_csv(folder / "tables" / "adoption.csv")
+    metrics, table = read_metrics(run.path), run.read_table("adoption")
     shades = {
         level: str(round(0.65 * (1 - place / max(len(levels) - 1, 1)), 2)) for place, (level, _) in enumerate(levels)
     }
@@ -152,8 +153,7 @@ def plot(folder: Path) -> Path:
     )
     right.set_xlabel("adoption", fontsize=LABEL)
     right.set_ylabel(f"1 - Gini of consumption, last {LAST_ROUNDS} rounds", fontsize=LABEL)
-    save_figure(
-        folder,
+    run.figure(
         "replication",
         figure,
         title="The performance paradox: reliance on recommendations against accuracy and diversity",
@@ -163,4 +163,3 @@ def plot(folder: Path) -> Path:
             "items in the last rounds. Means over seeds with 95 % intervals."
         ),
     )
-    return build(folder)

@@ -26,6 +26,7 @@ from simenv.records import check_known
 _PACKAGE = Path(__file__).resolve().parents[1]
 # At the top of a checkout, where it is edited; inside the package in an installed copy.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+_OF_ARMS = ("arms", "modes", "references")
 REFERENCE_ARMS = {"none": "none", "random": "loop", "oracle": "loop"}
 _EXTRAS = {
     "torch": "torch",
@@ -131,12 +132,15 @@ class Design:
         """Every (seed, arm, mode), seed by seed."""
         return [Job(seed, arm, mode) for seed in self.seeds for arm, mode in self.arms]
 
-    def check(self) -> None:
+    def check(self, *, data: bool = True) -> None:
         """Build what can be built before work starts, so that bad options and bad data fail now.
+
+        Args:
+            data: whether the data are loaded too.
 
         Raises:
             ConfigError: an option that a constructor does not know or accept.
-        DataError: data that are absent or damaged.
+            DataError: data that are absent or damaged.
             MissingExtraError: an arm needs an optional dependency that is not installed.
         """
         self.make_users()
@@ -144,7 +148,8 @@ class Design:
         self.make_probe()
         for arm, _ in self.arms:
             self.make_recommender(arm)
-        self.load_dataset(self.seed)
+        if data:
+            self.load_dataset(self.seed)
 
     def used_recommenders(self) -> dict[str, Spec]:
         """The specs of the arms that are played."""
@@ -233,11 +238,36 @@ class Design:
 
         return replace(self, agent=placed(self.agent), recommenders=placed(self.recommenders))
 
+    def worlds_digest(self) -> str:
+        """A fingerprint of everything that decides what the worlds of the seeds are."""
+        parts = {name: _plain(getattr(self, name)) for name in _OF_WORLDS}
+        parts["user_fraction"] = self.user_fraction or self.n_seeds > 1
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
+
     def digest(self) -> str:
         """A fingerprint of everything that decides the results."""
         parts = {f.name: _plain(without_carrying(getattr(self, f.name))) for f in fields(self)}
         parts["recommenders"] = _plain(without_carrying(self.used_recommenders()))
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+_OWN = tuple(f.name for f in fields(Design) if f.name not in ("arms", "schedule", "fit", "luck"))
+_OF_WORLDS = ("dataset", "tastes", "refit_tastes", "n_users", "n_items", "holdout", "user_fraction")
+
+
+def design_from(config: Mapping[str, Any]) -> Design:
+    """The Design that a resolved configuration describes.
+
+    Raises:
+        ConfigError: a key is missing, or its value is none that a run can have.
+    """
+    if missing := [name for name in (*_OWN, *(f.name for f in fields(Schedule)), *_OF_ARMS) if name not in config]:
+        raise ConfigError(f"{missing[0]}: missing; expected a key of the configuration")
+    return Design(
+        arms=expand_arms(*(config[name] for name in _OF_ARMS)),
+        schedule=Schedule(**{f.name: config[f.name] for f in fields(Schedule)}),
+        **{name: config[name] for name in _OWN},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,12 +13,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.running.design import Design, Job, World
+from experiments.running.design import Design, Job, World, design_from
 from simenv.errors import RunDirectoryError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COMPLETE = "complete.json"
 
@@ -38,7 +41,7 @@ class RunDirectory:
     def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
         from omegaconf import OmegaConf
 
-        self.path = Path(path)
+        self.path, self.config = Path(path), dict(config)
         self.checkpoint = self.path / "checkpoint"
         text = OmegaConf.to_yaml(OmegaConf.create(dict(config)), sort_keys=True)
         stored = self.path / "config.yaml"
@@ -94,7 +97,51 @@ class RunDirectory:
         (self.checkpoint / "lock").unlink(missing_ok=True)
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """The resolved configuration in a run directory's `config.yaml`."""
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"))
+    return {str(key): value for key, value in config.items()}
+
+
+def design_of(folder: Path) -> Design:
+    """The design that a run directory's `config.yaml` describes."""
+    return design_from(config_of(folder))
+
+
 # -- files at the end ---------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, numbers and arrays of NumPy included."""
+    path.write_text(json.dumps(value, indent=1, default=_to_json) + "\n")
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], types: Mapping[str, str] | None = None) -> None:
+    """A tidy CSV table; NaN is an empty cell.
+
+    Args:
+        path: of the file; its folder is made.
+        rows: with the same keys.
+        types: polars type names of columns that may hold nothing but None.
+    """
+    import polars as pl
+
+    path.parent.mkdir(exist_ok=True)
+    overrides = {name: getattr(pl, kind) for name, kind in (types or {}).items()}
+    table = pl.DataFrame(list(rows), schema_overrides=overrides, infer_schema_length=None)
+    table.with_columns(pl.col(pl.Float64).fill_nan(None)).write_csv(path)
+
+
+def save_figure(folder: Path, name: str, figure: Figure, *, title: str, caption: str) -> None:
+    """`figures/<name>.png`, and beside it a `.json` with title and caption for who builds a page from it."""
+    from simenv.figures.style import png_bytes
+
+    path = folder / "figures" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(png_bytes(figure))
+    write_json(path.with_suffix(".json"), {"title": title, "caption": caption})
 
 
 def write_metrics(design: Design, run: RunDirectory) -> None:
@@ -159,22 +206,12 @@ def write_world_tables(worlds: Mapping[int, World], run: RunDirectory) -> None:
     pl.concat(users, how="diagonal_relaxed").write_parquet(run.path / "users.parquet")
 
 
-def write_run_card(
-    design: Design,
-    run: RunDirectory,
-    worlds: Mapping[int, World],
-    *,
-    question: str,
-    command: str,
-    started: float,
-    gates: Sequence[str] = (),
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """`run_card.json`: what a reader needs to judge and to repeat the run."""
+def card_of_jobs(
+    design: Design, run: RunDirectory, worlds: Mapping[int, World], gates: Sequence[str]
+) -> dict[str, Any]:
+    """What a run card says of the jobs that were played, their worlds, and the gates that passed."""
     done = {job.id: json.loads((run.checkpoint / job.id / "done.json").read_text()) for job in design.jobs()}
     card = {
-        "question": question,
-        "command": command,
         "seeds": list(design.seeds),
         "rounds": design.rounds,
         "arms": [f"{arm}:{mode}" for arm, mode in design.arms],
@@ -191,18 +228,17 @@ def write_run_card(
             for seed, world in worlds.items()
         },
         "utility": next(iter(worlds.values())).tastes.kind,
-        **card_of_machine(started),
         "job_seconds": {name: round(one["seconds"], 3) for name, one in done.items()},
         "gates": [
             {"name": name, "passed": True, "detail": f"in {count} logs"}
             for name, count in sorted(Counter(line.partition(": ")[2] for line in gates).items())
         ],
-    } | dict(extra or {})
+    }
     for side in ("llm", "recommender_llm"):
         accounting = {name: one[side] for name, one in done.items() if one.get(side)}
         if accounting:
             card[side] = _llm_total(list(accounting.values())) | {"jobs": accounting}
-    (run.path / "run_card.json").write_text(json.dumps(card, indent=1, default=_to_json) + "\n")
+    return card
 
 
 def card_of_machine(started: float) -> dict[str, Any]:

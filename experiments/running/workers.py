@@ -1,6 +1,6 @@
 """The jobs of a run over processes: progress, interruption, resumption.
 
-Worlds are made once per seed and handed to the worker processes through a temporary folder that goes away with the run.
+Each world is made once and handed to the worker processes through a temporary folder that goes away with the run.
 The module does not know what a run directory holds beside its checkpoints.
 """
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,27 +34,42 @@ class Interrupted(KeyboardInterrupt):
     """The run was stopped from outside; a checkpoint was saved."""
 
 
+Played = tuple[dict[int, World], list[str]]  # of one design: its worlds by seed, and the gates that passed
+_Made = tuple[str, int]  # what decides a world: `Design.worlds_digest` and the seed
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One design of a run, and where it is played."""
+
+    design: Design
+    folder: Path
+    open_jobs: list[Job]
+    worlds: str
+
+    def world(self, seed: int) -> _Made:
+        return self.worlds, seed
+
+
 def run_jobs(
-    design: Design,
-    run: RunDirectory,
+    parts: Sequence[tuple[Design, RunDirectory]],
     *,
     workers: int | None = None,
     checkpoint_every: int = 5,
     progress: bool = True,
-    label: str = "rounds",
-) -> tuple[dict[int, World], list[str]]:
-    """Play every job that is not finished yet and check the sanity gates of every seed.
+) -> list[Played]:
+    """Play every job of some designs that is not finished yet, and check the sanity gates of every seed.
+
+    All jobs share one pool of processes, and designs whose worlds are the same share these.
 
     Args:
-        design: what to run.
-        run: where.
+        parts: what to run, and where.
         workers: processes; None = one per core, 0 = this process.
         checkpoint_every: rounds between checkpoints of a job.
         progress: show a progress bar.
-        label: what the bar says.
 
     Returns:
-        The worlds by seed, and the gates that passed.
+        For each part the worlds by seed, and the gates that passed.
 
     Raises:
         Interrupted: on Ctrl-C or SIGTERM, after a checkpoint of every running job.
@@ -65,44 +81,52 @@ def run_jobs(
         raise ConfigError(f"workers={workers}: expected null (one per core) or a whole number, at least 0")
     if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
         raise ConfigError(f"checkpoint_every={checkpoint_every}: expected a whole number, at least 1")
-    digest = design.digest()
-    open_jobs = [job for job in design.jobs() if not run.job_done(job, digest)]
-    with _Progress(label, len(open_jobs) * design.rounds, enabled=progress) as bar:
-        if workers <= 1 or design.n_seeds * len(design.arms) <= 1:
-            return _run_here(design, run, open_jobs, checkpoint_every, bar)
+    found = []
+    for design, run in parts:
+        digest = design.digest()
+        open_jobs = [job for job in design.jobs() if not run.job_done(job, digest)]
+        found.append(_Part(design, run.path, open_jobs, design.worlds_digest()))
+    total = sum(len(part.open_jobs) * part.design.rounds for part in found)
+    label = "rounds" if len(found) == 1 else f"rounds of {len(found)} designs"
+    with _Progress(label, total, enabled=progress) as bar:
+        if workers <= 1 or sum(len(part.design.jobs()) for part in found) <= 1:
+            return _run_here(found, checkpoint_every, bar)
         with tempfile.TemporaryDirectory(prefix="simenv-") as scratch:
-            return _run_in_pool(design, run, open_jobs, workers, checkpoint_every, bar, Path(scratch))
+            return _run_in_pool(found, workers, checkpoint_every, bar, Path(scratch))
 
 
-def _run_here(
-    design: Design, run: RunDirectory, jobs: Sequence[Job], checkpoint_every: int, bar: _Progress
-) -> tuple[dict[int, World], list[str]]:
-    worlds: dict[int, World] = {}
+def _run_here(parts: Sequence[_Part], checkpoint_every: int, bar: _Progress) -> list[Played]:
+    worlds: dict[_Made, World] = {}
+    gates: list[list[str]] = []
     with _stop_on_signal() as stop:
-        for seed in design.seeds:
-            worlds[seed] = design.make_world(seed)
-            for job in (job for job in jobs if job.seed == seed):
-                if stop.is_set():
-                    raise Interrupted
-                played = JobRun(design, job, worlds[seed], run.path, checkpoint_every=checkpoint_every)
-                if not played.play(bar.advance, stop.is_set):
-                    raise Interrupted
-        passed = [line for seed in design.seeds for line in check_gates(design, worlds[seed], run.path)]
-    return worlds, passed
+        for part in parts:
+            design = part.design
+            for seed in design.seeds:
+                made = part.world(seed)
+                if made not in worlds:
+                    worlds[made] = design.make_world(seed)
+                for job in (job for job in part.open_jobs if job.seed == seed):
+                    if stop.is_set():
+                        raise Interrupted
+                    played = JobRun(design, job, worlds[made], part.folder, checkpoint_every=checkpoint_every)
+                    if not played.play(bar.advance, stop.is_set):
+                        raise Interrupted
+            checked = (check_gates(design, worlds[part.world(seed)], part.folder) for seed in design.seeds)
+            gates.append([line for lines in checked for line in lines])
+    return [
+        ({seed: worlds[part.world(seed)] for seed in part.design.seeds}, lines)
+        for part, lines in zip(parts, gates, strict=True)
+    ]
 
 
 def _run_in_pool(
-    design: Design,
-    run: RunDirectory,
-    jobs: Sequence[Job],
-    workers: int,
-    checkpoint_every: int,
-    bar: _Progress,
-    scratch: Path,
-) -> tuple[dict[int, World], list[str]]:
+    parts: Sequence[_Part], workers: int, checkpoint_every: int, bar: _Progress, scratch: Path
+) -> list[Played]:
     context = multiprocessing.get_context("spawn")
     reports: Any = context.Queue()
     stop_event = context.Event()
+    makers = {part.world(seed): part.design for part in parts for seed in part.design.seeds}
+    places = {made: scratch / f"world-{number}.pickle" for number, made in enumerate(makers)}
     with _one_thread_each(), _stop_on_signal() as stop:
         pool = ProcessPoolExecutor(
             max_workers=workers,
@@ -111,20 +135,41 @@ def _run_in_pool(
             initargs=(reports, stop_event, os.getpid()),
         )
         try:
-            made = [pool.submit(_make_world, design, seed, scratch) for seed in design.seeds]
-            _collect(made, reports, stop, stop_event, bar)
-            played = [pool.submit(_play_job, design, job, run.path, checkpoint_every, scratch) for job in jobs]
+            worlds = [pool.submit(_make_world, design, made[1], places[made]) for made, design in makers.items()]
+            _collect(worlds, reports, stop, stop_event, bar)
+            played = [
+                pool.submit(_play_job, part.design, job, part.folder, checkpoint_every, places[part.world(job.seed)])
+                for part, job in _world_by_world(parts)
+            ]
             _collect(played, reports, stop, stop_event, bar)
-            checked = [pool.submit(_check_seed, design, seed, run.path, scratch) for seed in design.seeds]
-            _collect(checked, reports, stop, stop_event, bar)
+            checked = [
+                [
+                    pool.submit(_check_seed, part.design, part.folder, places[part.world(seed)])
+                    for seed in part.design.seeds
+                ]
+                for part in parts
+            ]
+            _collect([future for futures in checked for future in futures], reports, stop, stop_event, bar)
         finally:
             stop_event.set()
             pool.shutdown(wait=True, cancel_futures=True)
         if stop.is_set():
             raise Interrupted
-    return {seed: _load_world(scratch, seed) for seed in design.seeds}, [
-        line for future in checked for line in future.result()
+    loaded = {made: _load_world(path) for made, path in places.items()}
+    return [
+        (
+            {seed: loaded[part.world(seed)] for seed in part.design.seeds},
+            [line for future in futures for line in future.result()],
+        )
+        for part, futures in zip(parts, checked, strict=True)
     ]
+
+
+def _world_by_world(parts: Sequence[_Part]) -> list[tuple[_Part, Job]]:
+    """All open jobs; those of one world stand together, since a worker holds one world at a time."""
+    jobs = [(part, job) for part in parts for job in part.open_jobs]
+    order = {made: place for place, made in enumerate(dict.fromkeys(part.world(job.seed) for part, job in jobs))}
+    return sorted(jobs, key=lambda each: order[each[0].world(each[1].seed)])
 
 
 def _collect(
@@ -172,32 +217,30 @@ def _start_worker(reports: Any, stop: Any, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _make_world(design: Design, seed: int, scratch: Path) -> None:
+def _make_world(design: Design, seed: int, path: Path) -> None:
     if _worker["stop"].is_set():
         return
-    partial = scratch / f"{seed}.partial"
-    with partial.open("wb") as file:
+    with path.open("wb") as file:
         pickle.dump(design.make_world(seed), file, protocol=5)
-    partial.replace(scratch / f"{seed}.pickle")
 
 
 @lru_cache(maxsize=1)
-def _load_world(scratch: Path, seed: int) -> World:
-    with (scratch / f"{seed}.pickle").open("rb") as file:
+def _load_world(path: Path) -> World:
+    with path.open("rb") as file:
         world: World = pickle.load(file)
     return world
 
 
-def _play_job(design: Design, job: Job, folder: Path, checkpoint_every: int, scratch: Path) -> bool:
+def _play_job(design: Design, job: Job, folder: Path, checkpoint_every: int, world: Path) -> bool:
     stop, reports = _worker["stop"], _worker["reports"]
     if stop.is_set():
         return False
-    played = JobRun(design, job, _load_world(scratch, job.seed), folder, checkpoint_every=checkpoint_every)
+    played = JobRun(design, job, _load_world(world), folder, checkpoint_every=checkpoint_every)
     return played.play(lambda rounds, steps: reports.put((rounds, steps)), stop.is_set)
 
 
-def _check_seed(design: Design, seed: int, folder: Path, scratch: Path) -> list[str]:
-    return [] if _worker["stop"].is_set() else check_gates(design, _load_world(scratch, seed), folder)
+def _check_seed(design: Design, folder: Path, world: Path) -> list[str]:
+    return [] if _worker["stop"].is_set() else check_gates(design, _load_world(world), folder)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.choice.model import ChoiceModel
-from experiments.bias_loop import NOT_RESULTS, Carrying, play
 from experiments.realism.tests import Matrix, Row, UserBootstrap, mean, ratio
-from experiments.replications.targets import config_of, design_of, read_metrics, save_figure, write_table
+from experiments.replications.targets import read_metrics
+from experiments.running import course
+from experiments.running.course import Run
 from experiments.running.design import Design, Job
-from experiments.running.directory import RunDirectory
+from experiments.running.directory import design_of
 from experiments.users.fitting import Fit, Log, click_logits, fit_all, go_through, plain_spec
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import read_events
@@ -37,35 +39,50 @@ class Source:
     job: Job
 
 
-def run(config: Mapping[str, Any]) -> Path:
-    """Distil a run and write a run directory of the distilled users in the same arm; returns the directory.
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
+    """Whose users are distilled, and where the fit starts; world, arm and schedule are the source's.
 
-    Args:
-        config: resolved configuration with `source` (a run directory), and `source_arm`, `source_mode`, `source_seed`
-            (null = the first); world, arm and schedule are the source's, the agent's options are where the fit starts.
-
-    Raises:
-        SimenvError: bad configuration, or a source that cannot be distilled.
+    Attributes:
+        source: a run directory with its events.
+        source_arm, source_mode, source_seed: which of its jobs; None = the first.
+        heldout: last share of the rounds by which the fit is judged.
+        agent: spec of a ChoiceModel, where the fit starts.
     """
-    source = _source(config)
-    _start(source, config["agent"])
-    carrying = Carrying.of(config)
-    kept = {name: value for name, value in config.items() if name not in NOT_RESULTS}
-    folder = RunDirectory(Path(config["run_dir"]), kept | {"recommenders": {}}, resume=carrying.resume)
-    if folder.complete:
-        return folder.path
-    with folder.locked():
-        parameters, rows, bins, spec = distil(source, config["agent"], config["heldout"])
-        write_table(folder.path / "tables" / "distilled.csv", parameters)
-        write_agent(folder.path / "agent" / "distilled.yaml", spec)
-        design = again(source, spec)
-        play(design, folder, carrying)
-        rows += score(source, folder.path)
-        write_table(folder.path / "tables" / "fidelity.csv", [asdict(row) for row in rows])
-        write_table(folder.path / "tables" / "click_rate.csv", bins)
-        plot(folder.path)
-        folder.finish()
-    return folder.path
+
+    source: str | None
+    source_arm: str | None
+    source_mode: str | None
+    source_seed: int | None
+    heldout: float
+    agent: Mapping[str, Any]
+
+    @cached_property
+    def job(self) -> Source:
+        """The job, found in the source."""
+        return _source(self)
+
+    def designs(self) -> dict[str, Design]:
+        """Nothing that is known before the fit."""
+        return {}
+
+    def check(self) -> None:
+        """Check the options and find the job."""
+        _start(self.job, self.agent)
+
+
+def play(settings: Settings, run: Run) -> None:
+    """Fit, and play the distilled users in the same arm."""
+    parameters, rows, bins, spec = distil(settings.job, settings.agent, settings.heldout)
+    run.table("distilled", parameters)
+    write_agent(run.path / "agent" / "distilled.yaml", spec)
+    run.play({"": again(settings.job, spec)})
+    run.table("fidelity", [asdict(row) for row in rows + beside(settings.job, run.path)])
+    run.table("click_rate", bins)
+
+
+def score(settings: Settings, run: Run) -> None:
+    """No claims: `tables/fidelity.csv` says what is kept."""
 
 
 def distil(
@@ -131,7 +148,7 @@ def fidelity(
     return rows, bins
 
 
-def score(source: Source, folder: Path) -> list[Row]:
+def beside(source: Source, folder: Path) -> list[Row]:
     """The distilled users in the source's arm, beside the source: every metric's mean over rounds, and the distance."""
     import polars as pl
 
@@ -182,14 +199,13 @@ def write_agent(path: Path, spec: Mapping[str, Any]) -> None:
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(spec))))
 
 
-def plot(folder: Path) -> Path:
-    """Click rates foretold and observed, and the page, from the run's files alone."""
+def plot(settings: Settings, run: Run) -> None:
+    """Click rates foretold and observed."""
     import polars as pl
 
     from simenv.figures.style import FAINT, INK, LABEL, arm_styles, new_figure
-    from simenv.report import build
 
-    bins = pl.read_csv(folder / "tables" / "click_rate.csv")
+    bins = run.read_table("click_rate")
     figure, grid = new_figure(1, 1, (5.6, 5.2))
     panel = grid[0, 0]
     colors = {"start": INK, "distilled": arm_styles(["distilled"])["distilled"].color}
@@ -201,8 +217,7 @@ def plot(folder: Path) -> Path:
     panel.set_xlabel("click rate foretold, tenths of the examined items", fontsize=LABEL)
     panel.set_ylabel("click rate observed in later rounds", fontsize=LABEL)
     panel.legend(fontsize=LABEL, frameon=False)
-    save_figure(
-        folder,
+    run.figure(
         "distilled",
         figure,
         title="Do the distilled users click as the source's did?",
@@ -211,24 +226,22 @@ def plot(folder: Path) -> Path:
             "(start) and after the fit (distilled). On the line, what is foretold is what happened."
         ),
     )
-    return build(folder)
 
 
-def _source(config: Mapping[str, Any]) -> Source:
+def _source(settings: Settings) -> Source:
     """Check the options and find the job."""
-    if not config["source"]:
+    if not settings.source:
         raise ConfigError("source=null: expected the run directory whose users are to be distilled")
-    heldout = config["heldout"]
+    heldout = settings.heldout
     if isinstance(heldout, bool) or not isinstance(heldout, (int, float)) or not 0 < heldout < 1:
         raise ConfigError(f"heldout={heldout}: expected a share of the rounds in (0, 1)")
-    folder = Path(config["source"])
+    folder = Path(settings.source)
     if not (folder / "config.yaml").is_file():
         raise RunDirectoryError(f"source={folder}: has no config.yaml; expected a run directory")
-    config_of(folder)
     design = design_of(folder)
     if design.record_every != 1:
         raise ConfigError(f"source={folder}: keeps every {design.record_every}th round only; expected record_every=1")
-    wanted = {"arm": config["source_arm"], "mode": config["source_mode"], "seed": config["source_seed"]}
+    wanted = {"arm": settings.source_arm, "mode": settings.source_mode, "seed": settings.source_seed}
     for job in design.jobs():
         if all(value is None or getattr(job, name) == value for name, value in wanted.items()):
             return Source(folder=folder, design=design, job=job)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from agents.user_lm import Example, HeldOut, PromptOptions, ShownLog
 from agents.user_lm.exposure import any_of, live_through_again
 from experiments.realism.tests import Row, UserBootstrap, ratio
-from experiments.replications.targets import config_of
+from experiments.running.directory import config_of
 from simenv.datasets.base import Dataset, LongArray
 from simenv.datasets.splits import hold_out
 from simenv.errors import ConfigError

@@ -1,17 +1,16 @@
 """train_user_lm: a small language model of users, trained from scratch (or from a local checkpoint) on histories.
 
-`run(config)` holds users, items and everybody's last interactions out, trains on the rest, and writes a run directory
-with `model/` - a folder for `llm.path`, with `unseen.json`, which the realism experiment judges by - the loss by
-step, and a page. With `user_lm.log` it learns from the pages that another run showed, not from pages made of histories.
+Users, items and everybody's last interactions are held out, and the rest is learned from. The run directory has
+`model/` - a folder for `llm.path`, with `unseen.json`, which the realism experiment judges by - and the loss by
+step. With `user_lm.log` it learns from the pages that another run showed, not from pages made of histories.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,10 @@ from numpy.typing import NDArray
 from agents.llm.memory import Retrieval
 from agents.user_lm import Corpus, Example, HeldOut, LoggedPages, PromptOptions, ShownLog
 from agents.user_lm.train import LearningOptions, train
-from experiments.bias_loop import NOT_RESULTS, design_from
-from experiments.replications.targets import config_of, save_figure, write_table
-from experiments.running.directory import RunDirectory, card_of_machine
+from experiments.running import course
+from experiments.running.course import Run
+from experiments.running.design import Design
+from experiments.running.directory import config_of
 from experiments.users.logged_pages import MODEL, judge, read_logs
 from simenv.datasets.base import Dataset
 from simenv.errors import ConfigError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(LearningOptions):
+class Learning(LearningOptions):
     """What is learned, and how: conf/experiment/train_user_lm.yaml says what each option means."""
 
     held_out_users: float
@@ -55,91 +55,109 @@ class Settings(LearningOptions):
                 raise ConfigError(f"user_lm.{name}={getattr(self, name)}: expected a positive number")
 
 
-def run(config: Mapping[str, Any]) -> Path:
-    """Train the model of a resolved configuration and write the run directory; returns the directory.
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
+    """How users are told, what is held out, and how it is learned."""
 
-    Raises:
-        SimenvError: bad configuration, data or run directory.
-        KeyboardInterrupt: stopped from outside; ``resume`` goes on after the last whole pass.
-    """
-    given = dict(config["user_lm"])
-    unknown = sorted(set(given) - {each.name for each in fields(Settings)})
-    if unknown:
-        raise ConfigError(f"user_lm.{unknown[0]}: no such option")
-    settings = Settings(**given)
-    options = prompt_options(config["agent"])
-    dataset = design_from(config).load_dataset(config["seed"])
-    held = HeldOut.draw(
-        dataset,
-        users=settings.held_out_users,
-        items=settings.held_out_items,
-        share=config["holdout"],
-        seed=config["seed"],
-    )
-    logs = {
-        name: read_logs(Path(path), dataset, f"user_lm.{name}")
-        for name, path in (("log", settings.log), ("judged_log", settings.judged_log or settings.log))
-        if path is not None
-    }
-    corpus = _corpus(held.training_part(dataset), held, logs.get("log"), options, settings, seed=config["seed"])
-    kept = {name: value for name, value in config.items() if name not in NOT_RESULTS} | {"recommenders": {}}
-    folder = RunDirectory(Path(config["run_dir"]), kept, resume=bool(config["resume"]))
-    if folder.complete:
-        return folder.path
-    with folder.locked():
-        started = time.time()
-        judged = partial(_judge, logs.get("judged_log"), held, options, settings, folder, seed=config["seed"])
-        trained = train(
-            corpus,
-            settings,
-            folder.path / "model",
-            checkpoint=folder.checkpoint / "training" / "training.pt",
-            judged=judged,
-            seed=config["seed"],
-            show=bool(config["progress"]),
+    agent: Mapping[str, Any]
+    holdout: float
+    user_lm: Mapping[str, Any]
+
+    @cached_property
+    def learning(self) -> Learning:
+        """The options under `user_lm`."""
+        names = {each.name for each in fields(Learning)}
+        if unknown := sorted(set(self.user_lm) - names):
+            raise ConfigError(f"user_lm.{unknown[0]}: no such option")
+        if missing := sorted(names - set(self.user_lm)):
+            raise ConfigError(f"user_lm.{missing[0]}: missing")
+        return Learning(**self.user_lm)
+
+    @cached_property
+    def options(self) -> PromptOptions:
+        """How the configured users are told to a model."""
+        return prompt_options(self.agent)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The configured data, nothing held out."""
+        return self.design.load_dataset(self.design.seed)
+
+    @cached_property
+    def held(self) -> HeldOut:
+        """What is not learned from."""
+        return HeldOut.draw(
+            self.dataset,
+            users=self.learning.held_out_users,
+            items=self.learning.held_out_items,
+            share=self.holdout,
+            seed=self.design.seed,
         )
-        losses = [{"pass": number + 1, "loss": loss} for number, loss in enumerate(trained.losses)]
-        write_table(folder.path / "tables" / "training.csv", losses)
-        _write_unseen(dataset, held, folder.path / "model" / "unseen.json", log=settings.log)
-        card = {
-            "question": config["question"],
-            "command": config["command"],
-            "dataset": dataset.name,
-            **_size(corpus),
-            **score(trained.losses),
-            **trained.figures,
-            **card_of_machine(started),
+
+    @cached_property
+    def logs(self) -> dict[str, list[ShownLog]]:
+        """The logs to learn from and to judge by, by option, where there are any."""
+        learning = self.learning
+        named = {"log": learning.log, "judged_log": learning.judged_log or learning.log}
+        return {
+            name: read_logs(Path(path), self.dataset, f"user_lm.{name}")
+            for name, path in named.items()
+            if path is not None
         }
-        (folder.path / "run_card.json").write_text(json.dumps(card, indent=1) + "\n")
-        plot(folder.path)
-        folder.finish()
-    return folder.path
+
+    @cached_property
+    def corpus(self) -> Corpus | LoggedPages:
+        """What is learned from: pages that were shown, as many in a pass as there would be made ones; or made ones."""
+        learning, seed = self.learning, self.design.seed
+        training_part = self.held.training_part(self.dataset)
+        if "log" in self.logs:
+            pages = learning.moments * training_part.n_users
+            logs = [log.training_part(self.held) for log in self.logs["log"]]
+            return LoggedPages(logs, self.options, pages=pages, seed=seed)
+        return Corpus(
+            training_part,
+            self.options,
+            moments=learning.moments,
+            window=learning.window,
+            candidates=learning.candidates,
+            ratios=learning.ratios,
+            negatives=learning.negatives,
+            lived=learning.lived,
+            seed=seed,
+        )
+
+    def designs(self) -> dict[str, Design]:
+        """Nothing is played."""
+        return {}
+
+    def check(self) -> None:
+        """Read the options, the data and the logs."""
+        _ = self.learning, self.options, self.corpus
 
 
-def _corpus(
-    training_part: Dataset,
-    held: HeldOut,
-    logs: Sequence[ShownLog] | None,
-    options: PromptOptions,
-    settings: Settings,
-    *,
-    seed: int,
-) -> Corpus | LoggedPages:
-    """What is learned from: pages that were shown, as many in a pass as there would be made ones; or made ones."""
-    if logs is not None:
-        pages = settings.moments * training_part.n_users
-        return LoggedPages([log.training_part(held) for log in logs], options, pages=pages, seed=seed)
-    return Corpus(
-        training_part,
-        options,
-        moments=settings.moments,
-        window=settings.window,
-        candidates=settings.candidates,
-        ratios=settings.ratios,
-        negatives=settings.negatives,
-        lived=settings.lived,
-        seed=seed,
+def play(settings: Settings, run: Run) -> None:
+    """Train the model and judge it; ``resume`` goes on after the last whole pass."""
+    trained = train(
+        settings.corpus,
+        settings.learning,
+        run.path / "model",
+        checkpoint=run.directory.checkpoint / "training" / "training.pt",
+        judged=partial(_judge, settings, run),
+        seed=settings.design.seed,
+        show=run.progress,
     )
+    run.table("training", [{"pass": number + 1, "loss": loss} for number, loss in enumerate(trained.losses)])
+    _write_unseen(settings, run.path / "model" / "unseen.json")
+    run.card(dataset=settings.dataset.name, **_size(settings.corpus), **_losses(trained.losses), **trained.figures)
+
+
+def score(settings: Settings, run: Run) -> None:
+    """No claims: how real the users are is for `experiments.realism` to say."""
+
+
+def _losses(losses: Sequence[float]) -> dict[str, float]:
+    """Mean loss of the first and of the last pass, nats."""
+    return {"first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4)}
 
 
 def _size(corpus: Corpus | LoggedPages) -> dict[str, int]:
@@ -156,21 +174,16 @@ def _size(corpus: Corpus | LoggedPages) -> dict[str, int]:
 
 
 def _judge(
-    logs: Sequence[ShownLog] | None,
-    held: HeldOut,
-    options: PromptOptions,
-    settings: Settings,
-    folder: RunDirectory,
-    interests: Callable[[Sequence[Example]], list[NDArray[Any]]],
-    *,
-    seed: int,
+    settings: Settings, run: Run, interests: Callable[[Sequence[Example]], list[NDArray[Any]]]
 ) -> dict[str, Any]:
     """Write ``tables/logged_pages.csv``, where there is a log to judge by; returns figures for the run card."""
+    logs = settings.logs.get("judged_log")
     if logs is None:
         return {}
-    rows = judge(logs, held, options, interests, pages=settings.judged_pages, seed=seed)
+    pages, seed = settings.learning.judged_pages, settings.design.seed
+    rows = judge(logs, settings.held, settings.options, interests, pages=pages, seed=seed)
     if rows:
-        write_table(folder.path / "tables" / "logged_pages.csv", rows)
+        run.table("logged_pages", rows)
     aucs = {row["setting"]: round(row["value"], 4) for row in rows if (row["model"], row["metric"]) == (MODEL, "auc")}
     return {"auc_on_logged_pages": aucs}
 
@@ -204,16 +217,12 @@ def prompt_options(agent: Mapping[str, Any]) -> PromptOptions:
     )
 
 
-def score(losses: Sequence[float]) -> dict[str, float]:
-    """Mean loss of the first and of the last pass, nats; how real the users are is for `experiments.realism` to say."""
-    return {"first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4)}
-
-
-def _write_unseen(dataset: Dataset, held: HeldOut, path: Path, *, log: str | None) -> None:
+def _write_unseen(settings: Settings, path: Path) -> None:
     """What the model was not trained on, by the data set's own ids.
 
     The users of a log remember all interactions that its run did not hold out.
     """
+    dataset, held, log = settings.dataset, settings.held, settings.learning.log
     unseen = {
         "dataset": dataset.name,
         "holdout": held.share if log is None else float(config_of(Path(log)).get("holdout", 0.0)),
@@ -223,21 +232,15 @@ def _write_unseen(dataset: Dataset, held: HeldOut, path: Path, *, log: str | Non
     path.write_text(json.dumps(unseen) + "\n")
 
 
-def plot(folder: Path) -> Path:
-    """The figure of the loss and the page, from the directory's files alone."""
-    import polars as pl
-
-    from simenv.report import build
-
-    table = pl.read_csv(folder / "tables" / "training.csv")
-    save_figure(
-        folder,
+def plot(settings: Settings, run: Run) -> None:
+    """The loss by pass."""
+    table = run.read_table("training")
+    run.figure(
         "training",
         plot_loss(table["pass"].to_list(), table["loss"].to_list()),
         title="Training loss",
         caption="Mean loss of each pass over the training part: answers, and beside them titles and memories.",
     )
-    return build(folder)
 
 
 def plot_loss(passes: list[int], losses: list[float]) -> Figure:

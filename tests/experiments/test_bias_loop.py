@@ -12,7 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments import bias_loop, compare
+from experiments import compare
+from experiments.running.course import run_experiment
 from experiments.running.design import CONF
 from recommenders.base import Recommender
 from simenv.conclusions.claims import Claim, judge
@@ -29,7 +30,7 @@ def settings(folder: Path, *overrides: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bias_loop.run(
+    return run_experiment(
         settings(
             tmp_path_factory.mktemp("bias") / "run",
             "arms=[als]",
@@ -93,7 +94,7 @@ def test_a_finished_run_is_left_alone(folder: Path) -> None:
         folder, "arms=[als]", "regimes=[never, always]", "user_models=[content]", "variance_worlds=2",
         "primary=amplification:als:arp_pct:frozen", f"resume={folder}",
     )  # fmt: skip
-    assert bias_loop.run(config) == folder
+    assert run_experiment(config) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -110,7 +111,7 @@ def test_a_finished_run_is_left_alone(folder: Path) -> None:
 )
 def test_bad_conclusions_are_refused_before_work(tmp_path: Path, override: str, words: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        bias_loop.run(settings(tmp_path / "run", override))
+        run_experiment(settings(tmp_path / "run", override))
     assert words in str(raised.value)
     assert not (tmp_path / "run").exists()
 

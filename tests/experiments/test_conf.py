@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from agents.base import UserModel
 from agents.tastes.structures import TasteModel
 from experiments import __main__ as command_line
+from experiments.running.course import Settings
 from experiments.running.design import CONF, build, spec_from_conf
 from recommenders.base import Recommender
 from simenv.errors import ConfigError
@@ -82,11 +84,13 @@ def test_agents_that_ask_a_language_model_say_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names("experiment"))
-def test_experiment_composes_and_its_module_has_the_three_functions(name: str) -> None:
+def test_experiment_composes_and_its_module_is_one(name: str) -> None:
     settings = config(f"+experiment={name}")
-    OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
+    plain: Any = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
     module = importlib.import_module(settings.module)
-    assert callable(module.run)
+    assert isinstance(module.Settings.of(plain), Settings)
+    for function in (module.play, module.score, module.plot):
+        assert list(inspect.signature(function).parameters) == ["settings", "run"], function
     assert settings.name == name
     for key in ("seed", "n_seeds", "rounds", "slate_size", "n_users", "n_items", "dataset", "agent", "llm"):
         assert key in settings

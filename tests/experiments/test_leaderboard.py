@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import leaderboard
+from experiments.running.course import run_experiment
 from experiments.running.design import CONF
 from recommenders.linear import EASE
 from simenv.errors import ConfigError
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = settings(
         tmp_path_factory.mktemp("board") / "run", "arms=[random, popularity, ease]", "save_models=true", "n_seeds=2"
     )
-    return leaderboard.run(config)
+    return run_experiment(config)
 
 
 def _table(folder: Path) -> list[dict[str, Any]]:
@@ -47,7 +48,7 @@ def test_table_is_the_contracts(folder: Path) -> None:
     assert {"hr@1", "hr@10", "ndcg@10", "mrr@10"} <= set(table["metric"])
     assert (table["ci_low"] <= table["value"]).all()
     assert (table["value"] <= table["ci_high"]).all()
-    best = leaderboard.score(table.to_dicts(), "hr@10")
+    best = leaderboard.best_first(table.to_dicts(), "hr@10")
     assert best[-1]["recommender"] == "random"
     card = json.loads((folder / "run_card.json").read_text())
     assert set(card["fit_cpu_seconds"]) == {"random", "popularity", "ease"}
@@ -57,7 +58,7 @@ def test_table_is_the_contracts(folder: Path) -> None:
 
 
 def test_the_range_over_seeds_is_that_of_single_runs(folder: Path) -> None:
-    rows = {row["recommender"]: row for row in leaderboard.score(_table(folder), "hr@10")}
+    rows = {row["recommender"]: row for row in leaderboard.best_first(_table(folder), "hr@10")}
     assert {row["n_seeds"] for row in rows.values()} == {2}
     assert rows["ease"]["seed_low"] == rows["ease"]["value"] == rows["ease"]["seed_high"]
     random = rows["random"]
@@ -86,18 +87,18 @@ def test_a_table_begun_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(leaderboard, "_judge", stop_at_ease)
     with pytest.raises(KeyboardInterrupt):
-        leaderboard.run(settings(tmp_path / "run", *arms))
-    leaderboard.run(settings(tmp_path / "run", *arms, f"resume={tmp_path / 'run'}"))
+        run_experiment(settings(tmp_path / "run", *arms))
+    run_experiment(settings(tmp_path / "run", *arms, f"resume={tmp_path / 'run'}"))
     assert judged == ["random", "popularity", "ease", "ease"]
     name = "tables/leaderboard.csv"
     assert (tmp_path / "run" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_splits_differ_and_bad_ones_are_named(folder: Path, tmp_path: Path) -> None:
-    other = leaderboard.run(settings(tmp_path / "time", "arms=[popularity]", "split=global_time"))
+    other = run_experiment(settings(tmp_path / "time", "arms=[popularity]", "split=global_time"))
     table = pl.read_csv(other / "tables" / "leaderboard.csv")
     assert table["n_users"][0] != pl.read_csv(folder / "tables" / "leaderboard.csv")["n_users"][0]
     with pytest.raises(ConfigError, match="split=random: expected one of leave_one_out, global_time"):
-        leaderboard.run(settings(tmp_path / "x", "split=random"))
+        run_experiment(settings(tmp_path / "x", "split=random"))
     with pytest.raises(ConfigError, match="oracle cannot be judged offline"):
-        leaderboard.run(settings(tmp_path / "x", "arms=[oracle]"))
+        run_experiment(settings(tmp_path / "x", "arms=[oracle]"))

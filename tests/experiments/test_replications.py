@@ -1,6 +1,5 @@
 """Every replication at reduced size: the course of a run, the tables, and the signs that small worlds already show."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from experiments.replications.targets import (
     within,
     write_targets,
 )
+from experiments.running.course import Run, run_experiment
+from experiments.running.directory import RunDirectory
 from simenv.conclusions.statistics import Interval
 from simenv.errors import ConfigError, DataError, RunDirectoryError
 
@@ -42,7 +43,7 @@ def config(name, folder, *overrides):
 
 def play(name, folder, *overrides):
     settings = config(name, folder, *overrides)
-    path = importlib.import_module(settings["module"]).run(settings)
+    path = run_experiment(settings)
     table = path / "tables" / "replication.csv"
     return path, pl.read_csv(table, schema_overrides={"passed": pl.Boolean}) if table.is_file() else None
 
@@ -79,8 +80,9 @@ def test_one_replicate_is_judged_by_its_estimate():
 
 def test_the_table_keeps_failures_and_empty_cells(tmp_path):
     nothing = Interval(estimate=0.5, low=np.nan, high=np.nan, n=1)
-    write_targets(tmp_path, [above("fails", "x > 0", [-1.0, -1.1]), reported("seen", "x", nothing, published=0.4)])
-    table = pl.read_csv(tmp_path / "tables" / "replication.csv", schema_overrides={"passed": pl.Boolean})
+    run = Run(RunDirectory(tmp_path / "run", {}))
+    write_targets(run, [above("fails", "x > 0", [-1.0, -1.1]), reported("seen", "x", nothing, published=0.4)])
+    table = pl.read_csv(run.path / "tables" / "replication.csv", schema_overrides={"passed": pl.Boolean})
     assert table.columns == COLUMNS
     assert table["passed"].to_list() == [False, None]
     assert table["published"].to_list() == [None, 0.4]
@@ -104,7 +106,7 @@ def test_chaney2018_small(tmp_path, no_page):
     assert json.loads((path / "figures" / "replication.json").read_text()).keys() == {"title", "caption"}
     assert (path / "figures" / "replication.png").stat().st_size > 5_000
     before = (path / "tables" / "replication.csv").stat().st_mtime_ns
-    assert chaney2018.run(config("chaney2018", path, *sizes, f"resume={path}")) == path
+    assert run_experiment(config("chaney2018", path, *sizes, f"resume={path}")) == path
     assert (path / "tables" / "replication.csv").stat().st_mtime_ns == before, "a finished run stays as it is"
 
 
@@ -210,14 +212,14 @@ def test_debias_small(tmp_path, no_page):
 )
 def test_a_wrong_option_is_one_clear_error(module, name, override, message, tmp_path):
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
-        module.run(config(name, tmp_path / "run", override))
+        run_experiment(config(name, tmp_path / "run", override))
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
 def test_a_directory_that_holds_another_run_is_left_alone(tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(RunDirectoryError, match="is not empty"):
-        filter_bubble.run(config("filter_bubble", tmp_path))
+        run_experiment(config("filter_bubble", tmp_path))
 
 
 @pytest.mark.parametrize("name", [*REPLICATIONS, "debias"])

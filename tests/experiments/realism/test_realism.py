@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 
 from agents.llm.calibration import Calibration
 from agents.tastes.structures import TasteModel
-from experiments.bias_loop import design_from
 from experiments.realism import bench as realism
 from experiments.realism.baselines import baselines, item_mean
 from experiments.realism.opinions import GivenRatings
@@ -35,6 +34,7 @@ from experiments.realism.tests import (
     slot_effect,
     slot_rows,
 )
+from experiments.running.course import run_experiment
 from experiments.running.design import CONF
 from simenv.datasets import synthetic
 from simenv.datasets.base import RatingScale
@@ -294,7 +294,7 @@ def test_baselines_know_neighbours_from_strangers():
 def done(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("realism")
     release = write_agent4rec(folder / "release")
-    return realism.run(settings(folder / "run", *SMALL, f"agent4rec={release}"))
+    return run_experiment(settings(folder / "run", *SMALL, f"agent4rec={release}"))
 
 
 def test_the_table_keeps_the_contract(done):
@@ -325,10 +325,10 @@ def test_the_run_directory_is_whole(done):
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
     again = OmegaConf.to_container(OmegaConf.load(done / "config.yaml"))
     config = settings(done, *SMALL, f"agent4rec={again['agent4rec']}") | {"resume": str(done)}
-    assert realism.run(config) == done  # finished: changes nothing
+    assert run_experiment(config) == done  # finished: changes nothing
     assert before == {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
     with pytest.raises(RunDirectoryError, match="another configuration"):
-        realism.run(config | {"candidates": 30})
+        run_experiment(config | {"candidates": 30})
 
 
 class RandomTastes(TasteModel):
@@ -340,11 +340,10 @@ class RandomTastes(TasteModel):
 
 def test_users_without_any_taste_are_not_validated(tmp_path):
     config = settings(tmp_path, *SMALL)
-    options = realism.Settings(holdout=0.1, candidates=20, judged_users=60, draws=2, agent4rec=None)
-    (tmp_path / "run").mkdir()
-    rows, _ = realism.examine(replace(design_from(config), tastes=RandomTastes()), options, tmp_path / "run")
+    options = realism.Settings.of(config | {"judged_users": 60, "draws": 2})
+    rows, _ = realism.examine(replace(options, design=replace(options.design, tastes=RandomTastes())), tmp_path / "run")
     assert value(rows, "discrimination", "auc", "choice", "popularity-matched 1:1") < 0.6
-    claims = realism.score(rows, "choice")
+    claims = realism.verdict(rows, "choice")
     assert claims[0]["primary"]
     assert claims[0]["verdict"] == "not_supported"
     assert "is not validated" in claims[0]["sentence"]
@@ -365,7 +364,7 @@ def test_the_verdict_needs_every_bar():
 
     def verdict(ease, svd, ratings):
         bars = [row("auc - auc of ease", ease), row("auc - auc of svd", svd), row("rmse", ratings, setting="ratings")]
-        return realism.score([*auc, *rmse, *bars], "choice")[0]["verdict"]
+        return realism.verdict([*auc, *rmse, *bars], "choice")[0]["verdict"]
 
     assert verdict(0.1, 0.0, 0.1) == "supported"
     for bars in ((-0.001, 0.1, 0.1), (0.1, -0.001, 0.1), (0.1, 0.1, -0.001)):
@@ -373,7 +372,7 @@ def test_the_verdict_needs_every_bar():
 
 
 def test_without_ratings_and_genres_what_cannot_be_said_is_not(tmp_path):
-    design = design_from(settings(tmp_path, *SMALL))
+    options = realism.Settings.of(settings(tmp_path, *SMALL) | {"judged_users": 60, "draws": 2})
     log = WORLD.interactions
     silent = replace(
         WORLD,
@@ -381,10 +380,9 @@ def test_without_ratings_and_genres_what_cannot_be_said_is_not(tmp_path):
         catalog=replace(WORLD.catalog, genre_names=(), genres=np.zeros((WORLD.n_items, 0), bool)),
         tastes=None,
     )
-    options = realism.Settings(holdout=0.1, candidates=20, judged_users=60, draws=2, agent4rec=None)
-    rows, _ = realism.examine(replace(design, dataset=silent), options, tmp_path)
+    rows, _ = realism.examine(replace(options, design=replace(options.design, dataset=silent)), tmp_path)
     assert {row.test for row in rows if row.metric.startswith("skipped")} >= {"ratings", "traits"}
-    assert "no ratings to judge by" in realism.score(rows, "choice")[0]["sentence"]
+    assert "no ratings to judge by" in realism.verdict(rows, "choice")[0]["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +396,7 @@ def test_without_ratings_and_genres_what_cannot_be_said_is_not(tmp_path):
 )
 def test_bad_options(tmp_path, option, message):
     with pytest.raises(ConfigError, match=message):
-        realism.run(settings(tmp_path / "run", *SMALL, option))
+        run_experiment(settings(tmp_path / "run", *SMALL, option))
 
 
 def test_a_mixture_is_not_judged_as_if_it_were_one_model(tmp_path):
@@ -406,25 +404,25 @@ def test_a_mixture_is_not_judged_as_if_it_were_one_model(tmp_path):
         tmp_path / "run", *SMALL, "agent=mixed", "llm=openai", "llm.model=test", "llm.base_url=http://x/v1"
     )
     with pytest.raises(ConfigError, match="judge its parts"):
-        realism.run(config)
+        run_experiment(config)
 
 
 def test_a_language_model_is_judged_calibrated_and_not_asked_twice(tmp_path):
     overrides = ("n_users=60", "n_items=100", "judged_users=12", "draws=2", "agent=llm", "llm=openai", "llm.model=test")
     with LLMServer() as server:
         config = settings(tmp_path / "run", *overrides, f"llm.base_url={server.base_url}", "llm.backoff=0.001")
-        folder = realism.run(config)
+        folder = run_experiment(config)
         asked = len(server.seen)
         rows = rows_of(folder)
         pages = 12 * (2 * len(RATIOS) + 2)  # every setting, once more in another order, once without titles
         assert 0.8 * pages <= asked <= pages
         # interrupted after the answers: what was said is read from the run's folder
-        options = realism.Settings(holdout=0.1, candidates=20, judged_users=12, draws=2, agent4rec=None)
+        options = realism.Settings.of(config)
         again = tmp_path / "again"
         (again / "checkpoint").mkdir(parents=True)
-        first, _ = realism.examine(design_from(config), options, again)
+        first, _ = realism.examine(options, again)
         before = len(server.seen)
-        second, _ = realism.examine(design_from(config), options, again)
+        second, _ = realism.examine(options, again)
         assert len(server.seen) == before
         assert repr(first) == repr(second)
     found = {(row["test"], row["metric"]): row["value"] for row in rows.filter(pl.col("model") == "llm").to_dicts()}
@@ -447,7 +445,7 @@ def test_the_embedded_users_are_validated_on_movielens(tmp_path, name):
     root = next((path for path in sorted(shared.glob(f"{name}*")) if path.is_dir()), None)
     if root is None:
         pytest.skip(f"no {name}: set SIMENV_DATA to a folder that holds it")
-    folder = realism.run(settings(tmp_path / "run", f"dataset={name}", f"dataset.root={root}", "draws=5"))
+    folder = run_experiment(settings(tmp_path / "run", f"dataset={name}", f"dataset.root={root}", "draws=5"))
     rows = rows_of(folder).filter(pl.col("test") == "verdict")
     assert rows.height == 3
     assert (rows["ci_low"] > 0).all()

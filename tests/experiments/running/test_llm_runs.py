@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments import bias_loop
+from experiments.running.course import run_experiment
 from experiments.running.design import CONF
 from simenv.errors import BudgetExhausted, ConfigError
 from simenv.language_models.fake_server import LLMServer
@@ -75,30 +75,30 @@ def test_dry_run_prints_a_prompt_and_asks_nothing(
     config = settings(
         tmp_path / "run", "llm=openai", "llm.model=fake", f"llm.base_url={server.base_url}", "dry_run=true"
     )
-    assert bias_loop.run(config) is None
+    assert run_experiment(config) is None
     printed = capsys.readouterr().out
     assert "# The page" in printed
     assert "12 pages, one call each" in printed
     assert not (tmp_path / "run").exists()
     assert not server.seen
     with pytest.raises(ConfigError, match="dry_run: agent choice asks no language model"):
-        bias_loop.run(settings(tmp_path / "run", "agent=choice", "dry_run=true"))
+        run_experiment(settings(tmp_path / "run", "agent=choice", "dry_run=true"))
 
 
 def test_budget_stop_and_resume_with_a_larger_one_then_replay(server: LLMServer, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     openai = ("llm=openai", "llm.model=fake", f"llm.base_url={server.base_url}")
     with pytest.raises(BudgetExhausted):
-        bias_loop.run(settings(folder, *openai, "llm.budget_calls=8"))
+        run_experiment(settings(folder, *openai, "llm.budget_calls=8"))
     assert [path.name for path in folder.glob("checkpoint/*/round-*")] == ["round-000001"]  # six pages a round
-    assert bias_loop.run(settings(folder, *openai, "llm.budget_calls=100", f"resume={folder}")) == folder
+    assert run_experiment(settings(folder, *openai, "llm.budget_calls=100", f"resume={folder}")) == folder
     card = json.loads((folder / "run_card.json").read_text())["llm"]
     assert card["model"] == "fake"
     assert card["pages"] == 12
     assert card["calibration"] == "not calibrated"
     for path in folder.rglob("*"):
         assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path
-    replayed = bias_loop.run(
+    replayed = run_experiment(
         settings(tmp_path / "again", "llm=replay", "llm.model=fake", f"llm.cache={folder / 'llm-cache.sqlite'}")
     )
     assert replayed is not None
@@ -119,9 +119,9 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
 def test_a_factory_from_outside_keeps_cache_budget_and_identity(outside: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(BudgetExhausted):
-        bias_loop.run(settings(folder, *outside, "+llm.budget_calls=8"))
+        run_experiment(settings(folder, *outside, "+llm.budget_calls=8"))
     elsewhere = (*outside[:2], "+llm.url=there", "+llm.budget_calls=12", f"resume={folder}")
-    assert bias_loop.run(settings(folder, *elsewhere)) == folder  # the budget is the run's, and so are the answers
+    assert run_experiment(settings(folder, *elsewhere)) == folder  # the budget is the run's, and so are the answers
     assert (folder / "llm-cache.sqlite").is_file()
     assert (folder / "llm-budget.sqlite").is_file()
     written = (folder / "config.yaml").read_text()
@@ -135,12 +135,12 @@ def test_a_recommender_that_asks_is_looked_at_like_users(
     folder = tmp_path / "run"
     asking = [option.replace("+llm.", "+recommenders.asking.language_model.") for option in outside]
     arms = ("agent=choice", "arms=[asking]", "modes=[loop,frozen]", "+recommenders.asking._target_=my_models.Asking")
-    assert bias_loop.run(settings(folder, *arms, *asking, "dry_run=true")) is None
+    assert run_experiment(settings(folder, *arms, *asking, "dry_run=true")) is None
     assert "arm asking:\n\n24 pages of (6, 5)" in capsys.readouterr().out
     with pytest.raises(BudgetExhausted):
-        bias_loop.run(settings(folder, *arms, *asking, "+recommenders.asking.language_model.budget_calls=1"))
+        run_experiment(settings(folder, *arms, *asking, "+recommenders.asking.language_model.budget_calls=1"))
     assert list(folder.glob("checkpoint/*/round-000001"))  # a budget may end in any round
-    assert bias_loop.run(settings(folder, *arms, *asking, f"resume={folder}")) == folder
+    assert run_experiment(settings(folder, *arms, *asking, f"resume={folder}")) == folder
     card = json.loads((folder / "run_card.json").read_text())
     assert (card["recommender_llm"]["model"], "llm" in card) == ("own", False)
     assert (folder / "recommender-llm-budget.sqlite").is_file()

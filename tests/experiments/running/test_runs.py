@@ -70,7 +70,7 @@ def files(folder: Path, *, but: tuple[str, ...] = ("run_card.json", "report.html
 def play(folder: Path, **options: Any) -> Path:
     made = design(**options.pop("design", {}))
     run = RunDirectory(folder, {"design": made.digest()}, resume=options.pop("resume", False))
-    run_jobs(made, run, progress=False, **options)
+    run_jobs([(made, run)], progress=False, **options)
     write_metrics(made, run)
     return folder
 
@@ -104,7 +104,7 @@ def test_a_broken_recommender_is_named_and_earlier_rounds_are_kept(tmp_path: Pat
     made = design(recommenders={"mine": Broken()}, arms=(("mine", "loop"),), n_seeds=1)
     run = RunDirectory(tmp_path / "run", {"a": 1})
     with pytest.raises(RecommenderError, match="broken, round 3, user 0: unknown item 10000"):
-        run_jobs(made, run, workers=0, progress=False)
+        run_jobs([(made, run)], workers=0, progress=False)
     events = pl.read_parquet(tmp_path / "run" / "events" / "*.parquet")
     assert events["round"].unique().sort().to_list() == [0, 1, 2]
     rows = json.loads((run.checkpoint / made.jobs()[0].id / "metrics.json").read_text())
@@ -118,7 +118,7 @@ def test_a_gate_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ChoiceModel, "best_utility", lambda self, *a: honest(self, *a) * np.float32(1.01))
     made = design(arms=(("oracle", "loop"),), n_seeds=1, rounds=1)
     with pytest.raises(GateError, match=r"seed 0, oracle/loop: gate 'oracle regret': 0\.0099"):
-        run_jobs(made, RunDirectory(tmp_path / "run", {"a": 1}), workers=0, progress=False)
+        run_jobs([(made, RunDirectory(tmp_path / "run", {"a": 1}))], workers=0, progress=False)
 
 
 class TestRunDirectory:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from agents.choice.model import ChoiceModel, RankAcceptance
 from agents.population.traits import Traits
-from experiments import bias_loop
+from experiments.running.course import run_experiment
 from experiments.running.design import CONF, World, build
 from experiments.users import distill
 from experiments.users.fitting import EXIT, WEIGHTS, click_logits, fit_all, go_through, logistic, plain_spec
@@ -144,13 +144,13 @@ def source(tmp_path_factory) -> Path:
         "arms=[popularity,als]",
     ]
     config = settings("bias_loop_smoke", tmp_path_factory.mktemp("distill") / "source", *sizes, *agent)
-    return bias_loop.run(config)
+    return run_experiment(config)
 
 
 @pytest.fixture(scope="module")
 def distilled(source, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distilled") / "run"
-    return distill.run(settings("distill", folder, f"source={source}", "source_arm=als", "source_seed=1"))
+    return run_experiment(settings("distill", folder, f"source={source}", "source_arm=als", "source_seed=1"))
 
 
 def test_fidelity_is_reported(distilled):
@@ -212,11 +212,11 @@ def test_a_model_that_is_no_choice_model_is_distilled_with_loss():
 def test_what_cannot_be_distilled(source, tmp_path, overrides, error, message):
     given = [text.format(source=source) for text in overrides]
     with pytest.raises(error, match=message):
-        distill.run(settings("distill", tmp_path / "run", *given))
+        run_experiment(settings("distill", tmp_path / "run", *given))
 
 
 def test_a_log_with_gaps_is_refused(tmp_path):
     sizes = ("rounds=4", "record_every=2", "n_seeds=1", "arms=[popularity]", "modes=[loop]", "n_users=40", "n_items=60")
-    sparse = bias_loop.run(settings("bias_loop_smoke", tmp_path / "sparse", *sizes))
+    sparse = run_experiment(settings("bias_loop_smoke", tmp_path / "sparse", *sizes))
     with pytest.raises(ConfigError, match="expected record_every=1"):
-        distill.run(settings("distill", tmp_path / "run", f"source={sparse}"))
+        run_experiment(settings("distill", tmp_path / "run", f"source={sparse}"))

@@ -13,9 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from agents.user_lm import Corpus, Example, HeldOut, LoggedPages, PromptOptions
-from experiments import bias_loop
-from experiments.bias_loop import design_from
-from experiments.running.design import CONF
+from experiments.running.course import run_experiment
+from experiments.running.design import CONF, design_from
 from experiments.users import train as train_user_lm
 from experiments.users.logged_pages import MODEL, judge, page_auc, read_logs
 from simenv.datasets import Dataset
@@ -47,7 +46,7 @@ def configured(experiment: str, run_dir: Path, *overrides: str) -> dict:
 
 def play(run_dir: Path, *overrides: str) -> Path:
     small = ("rounds=5", "slate_size=6", "workers=0", "arms=[popularity]", "modes=[loop]", "references=[random]")
-    return bias_loop.run(configured("bias_loop_smoke", run_dir, *WORLD, *small, *overrides))
+    return run_experiment(configured("bias_loop_smoke", run_dir, *WORLD, *small, *overrides))
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +211,7 @@ def begun(monkeypatch):
     """What training is given."""
     seen: dict = {}
 
-    def train(corpus, settings, folder, *, judged, **rest):
+    def train(corpus, learning, folder, *, judged, **rest):
         seen.update(corpus=corpus, judged=judged)
         raise Begun
 
@@ -220,7 +219,7 @@ def begun(monkeypatch):
 
     def begin(run_dir: Path, *overrides: str) -> dict:
         with pytest.raises(Begun):
-            train_user_lm.run(configured("train_user_lm", run_dir, *TINY, *overrides))
+            run_experiment(configured("train_user_lm", run_dir, *TINY, *overrides))
         return seen
 
     return begin
@@ -260,7 +259,7 @@ def test_a_log_to_be_judged_by_is_not_learned_from(begun, shown, tmp_path):
 )
 def test_a_wrong_option_is_one_line_and_leaves_nothing(tmp_path, override, said):
     with pytest.raises((ConfigError, RunDirectoryError), match=said):
-        train_user_lm.run(configured("train_user_lm", tmp_path / "run", *TINY, override))
+        run_experiment(configured("train_user_lm", tmp_path / "run", *TINY, override))
     assert not (tmp_path / "run").exists()
 
 
@@ -271,7 +270,7 @@ def test_a_wrong_option_is_one_line_and_leaves_nothing(tmp_path, override, said)
 def test_a_model_learns_from_a_log_and_is_asked_by_a_run(shown, tmp_path):
     pytest.importorskip("torch")
     more = ("user_lm.moments=9", "user_lm.passes=6", "user_lm.learning_rate=0.004", f"user_lm.log={shown}")
-    folder = train_user_lm.run(configured("train_user_lm", tmp_path / "lm", *TINY, *more))
+    folder = run_experiment(configured("train_user_lm", tmp_path / "lm", *TINY, *more))
     losses = pl.read_csv(folder / "tables" / "training.csv")["loss"]
     assert losses[5] < losses[2] < losses[0] - 0.3
     table = pl.read_csv(folder / "tables" / "logged_pages.csv")
@@ -302,7 +301,7 @@ def test_the_judgement_is_of_the_model_that_is_served(shown, tmp_path):
     from simenv.language_models import Message, Request, run, transformers
     from simenv.language_models.quoting import opaque_ids
 
-    folder = train_user_lm.run(configured("train_user_lm", tmp_path / "lm", *TINY, f"user_lm.log={shown}"))
+    folder = run_experiment(configured("train_user_lm", tmp_path / "lm", *TINY, f"user_lm.log={shown}"))
     corpus = LoggedPages(read_logs(shown, dataset_of()), pages=5)
     examples = list(corpus.examples(0))
     tokenizer, network = load_network(folder / "model")

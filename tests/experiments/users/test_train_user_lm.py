@@ -13,12 +13,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from agents.user_lm import Corpus, HeldOut
-from experiments.bias_loop import design_from
 from experiments.realism import bench as realism
 from experiments.realism.pages import Unseen, of_items, time_split
-from experiments.running.design import CONF
-from experiments.users import train as train_user_lm
-from experiments.users.train import Settings
+from experiments.running.course import run_experiment
+from experiments.running.design import CONF, design_from
+from experiments.users.train import Learning
 from simenv.datasets import synthetic
 from simenv.errors import ConfigError
 
@@ -52,7 +51,7 @@ def settings(run_dir: Path, *overrides: str, resume: bool = False) -> dict:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    return train_user_lm.run(settings(tmp_path_factory.mktemp("trained") / "run"))
+    return run_experiment(settings(tmp_path_factory.mktemp("trained") / "run"))
 
 
 # -- the run directory ------------------------------------------------------------------------------------------------
@@ -102,11 +101,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(trained, tmp_path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(Corpus, "examples", stopped)
         with pytest.raises(KeyboardInterrupt):
-            train_user_lm.run(settings(run_dir))
+            run_experiment(settings(run_dir))
     assert passes == [0, 1]
     assert (run_dir / "checkpoint" / "training/training.pt").is_file()
     assert not (run_dir / "model").exists()
-    train_user_lm.run(settings(run_dir, resume=True))
+    run_experiment(settings(run_dir, resume=True))
     for name in ("model.safetensors", "tokenizer.json", "unseen.json"):
         assert (run_dir / "model" / name).read_bytes() == (trained / "model" / name).read_bytes(), name
     assert (run_dir / "tables" / "training.csv").read_text() == (trained / "tables" / "training.csv").read_text()
@@ -136,7 +135,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(trained, tmp_path, monkeypatch
 def test_a_wrong_option_is_one_line_and_leaves_nothing(tmp_path, overrides, said):
     config = settings(tmp_path / "run", *overrides)
     with pytest.raises(ConfigError) as raised:
-        train_user_lm.run(config)
+        run_experiment(config)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
@@ -146,13 +145,13 @@ def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"user_lm.compile=true: needs a C\+\+ compiler"):
-        train_user_lm.run(settings(tmp_path / "run", "user_lm.compile=true"))
+        run_experiment(settings(tmp_path / "run", "user_lm.compile=true"))
 
 
 def test_users_that_no_language_model_drives_are_refused(tmp_path):
     config = settings(tmp_path / "run") | {"agent": {"_target_": "agents.choice.ChoiceModel"}}
     with pytest.raises(ConfigError, match="expected agent=user-lm"):
-        train_user_lm.run(config)
+        run_experiment(config)
 
 
 TEXTS = {"moments": 3, "window": 0.5, "candidates": 4, "ratios": [3], "negatives": "uniform", "lived": 0.9}
@@ -186,13 +185,13 @@ NETWORK = {
 def test_every_option_is_tried_here():
     elsewhere = {"held_out_users", "held_out_items", "max_minutes", "checkpoint", "lora_rank", "compile", "device"}
     elsewhere |= {"log", "judged_log", "judged_pages"}  # tests/experiments/users/test_logged_pages.py
-    assert {each.name for each in fields(Settings)} == set(TEXTS) | set(NETWORK) | elsewhere
+    assert {each.name for each in fields(Learning)} == set(TEXTS) | set(NETWORK) | elsewhere
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORK)
 def test_every_option_of_the_training_changes_the_weights(name, trained, tmp_path):
-    run_dir = train_user_lm.run(settings(tmp_path / "run", f"user_lm.{name}={NETWORK[name]}"))
+    run_dir = run_experiment(settings(tmp_path / "run", f"user_lm.{name}={NETWORK[name]}"))
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run_dir, trained)]
     assert weights[0] != weights[1]
 
@@ -204,7 +203,7 @@ def test_training_goes_on_from_a_checkpoint(trained, tmp_path, rank):
     if rank:
         pytest.importorskip("peft")
     options = (f"user_lm.checkpoint={trained / 'model'}", f"user_lm.lora_rank={rank}", "user_lm.learning_rate=0.0005")
-    run_dir = train_user_lm.run(settings(tmp_path / "run", *options))
+    run_dir = run_experiment(settings(tmp_path / "run", *options))
     before, after = (pl.read_csv(folder / "tables" / "training.csv")["loss"] for folder in (trained, run_dir))
     assert after[0] < before[0]
     assert not (run_dir / "model" / "adapter_config.json").exists()
@@ -236,10 +235,9 @@ def judged(run_dir: Path, trained: Path, *overrides: str) -> dict:
 
 def test_only_those_it_never_saw_are_judged(trained, tmp_path):
     config = judged(tmp_path, trained)
-    design = design_from(config)
-    chosen = realism.Settings(**{each.name: config[each.name] for each in fields(realism.Settings)})
-    rows, card = realism.examine(design, chosen, tmp_path)
-    dataset = design.load_dataset(0)
+    chosen = realism.Settings.of(config)
+    rows, card = realism.examine(chosen, tmp_path)
+    dataset = chosen.design.load_dataset(0)
     unseen = Unseen.load(Path(config["unseen"]), dataset, 0.2)
     apart = 0
     for path in (tmp_path / "checkpoint" / "answers").glob("*.npz"):
