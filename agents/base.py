@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from agents.population.rows import Dynamics, Population
 from agents.population.traits import Traits
+from simenv.candidates import Candidates, insert, is_out
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray, RatingScale, Tastes
 from simenv.errors import ConfigError, SimenvError
 from simenv.randomness import Key, Purpose, fold, prefix, to_uniform
 from simenv.slates import Responses
-from simenv.topk import insert
 
 if TYPE_CHECKING:
     from agents.sessions.base import Sessions
@@ -106,27 +106,26 @@ class UserModel(ABC):
         head, population = self.population.tastes.choice, self.population
         return _utility(users, population.vectors, population.items_t, head.user_bias, head.item_bias)
 
-    def best_utility(
-        self,
-        users: NDArray[Any],
-        k: int,
-        exclude: NDArray[np.uint8] | None = None,
-        available: NDArray[np.bool_] | None = None,
-    ) -> FloatArray:
+    def best_utility(self, users: NDArray[Any], k: int, candidates: Candidates | None = None) -> FloatArray:
         """Mean true utility of the `k` best allowed items of each user as they are now, (B,).
 
         Args:
             users: (B,) rows.
             k: how many; fewer where fewer are allowed.
-            exclude: packed bits as for `Recommender.recommend`.
-            available: (n_items,) items that exist.
+            candidates: what is allowed; None = every item.
         """
         users = np.asarray(users, dtype=np.int64)
         head, population = self.population.tastes.choice, self.population
-        bits = np.zeros((1, population.clicked_bits.shape[1]), np.uint8) if exclude is None else exclude
-        allowed = np.ones(population.n_items, np.bool_) if available is None else available
+        candidates = candidates or Candidates.of(population.n_items)
         return _best_utility(
-            users, population.vectors, population.items_t, head.user_bias, head.item_bias, bits, allowed, k
+            users,
+            population.vectors,
+            population.items_t,
+            head.user_bias,
+            head.item_bias,
+            candidates.bits,
+            candidates.available,
+            k,
         )
 
     def unaided_slates(
@@ -134,11 +133,10 @@ class UserModel(ABC):
         users: NDArray[Any],
         k: int,
         key: Key,
+        candidates: Candidates | None = None,
         *,
         awareness: float = 0.5,
         taste: float = 1.0,
-        exclude: NDArray[np.uint8] | None = None,
-        available: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int32]:
         """What users come across without a recommender, (B, k): a draw without replacement in which an item's
         weight is popularity^awareness * exp(taste * own choice logit) (Plackett-Luce by Gumbel top-k; the mixture of
@@ -149,15 +147,13 @@ class UserModel(ABC):
             users: (B,) rows.
             k: how many items each.
             key: seed, round and page.
+            candidates: what they can come across; None = every item.
             awareness: exponent of popularity; 0 = taste alone.
             taste: weight of the own choice logit.
-            exclude: packed bits of items not wanted.
-            available: (n_items,) items that exist.
         """
         users = np.asarray(users, dtype=np.int64)
         head, population = self.population.tastes.choice, self.population
-        bits = np.zeros((1, population.clicked_bits.shape[1]), np.uint8) if exclude is None else exclude
-        allowed = np.ones(population.n_items, np.bool_) if available is None else available
+        candidates = candidates or Candidates.of(population.n_items)
         visibility = (awareness * np.log(population.click_counts + 0.5)).astype(np.float32)
         return _unaided(
             users,
@@ -165,8 +161,8 @@ class UserModel(ABC):
             population.items_t,
             (taste * head.item_bias + visibility).astype(np.float32),
             taste,
-            bits,
-            allowed,
+            candidates.bits,
+            candidates.available,
             prefix(key.seed, Purpose.UNAIDED),
             key.round,
             key.page,
@@ -274,14 +270,14 @@ def _best_utility(
     scores = np.empty(n_items, np.float32)
     for row in range(len(users)):
         user = users[row]
-        excluded = bits[row if bits.shape[0] > 1 or len(users) == 1 else 0]
+        own = row if bits.shape[0] > 1 else 0
         score_row(vectors[user], items_t, item_bias, scores)
         filled = 0
         for item in range(n_items):
             score = scores[item]
             if filled == k and score <= best[k - 1]:
                 continue
-            if not allowed[item] or (excluded[item >> 3] >> (item & 7)) & 1:
+            if not allowed[item] or is_out(bits, own, item):
                 continue
             filled = insert(best, items, filled, score, item)
         total = 0.0
@@ -311,12 +307,12 @@ def _unaided(
     scores = np.empty(n_items, np.float32)
     for row in range(len(users)):
         user = users[row]
-        excluded = bits[row if bits.shape[0] > 1 or len(users) == 1 else 0]
+        own = row if bits.shape[0] > 1 else 0
         key = fold(fold(fold(state, user), round_), page)
         score_row(np.float32(taste) * vectors[user], items_t, weights, scores)
         filled = 0
         for item in range(n_items):
-            if not allowed[item] or (excluded[item >> 3] >> (item & 7)) & 1:
+            if not allowed[item] or is_out(bits, own, item):
                 continue
             draw = to_uniform(fold(key, item)) + 2.0**-54
             if filled == k:

@@ -19,11 +19,12 @@ import pytest
 from numpy.typing import NDArray
 
 from agents.base import UserModel
+from simenv.candidates import unpack
 from simenv.datasets.base import Dataset
 from simenv.datasets.synthetic import synthetic
 from simenv.errors import SimenvError
 from simenv.randomness import Key
-from simenv.slates import Responses, unpack
+from simenv.slates import Responses
 
 K = 6
 

@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from recommenders.base import Recommender
+from simenv.candidates import Candidates
 from simenv.datasets import Dataset, Interactions, load
 from simenv.datasets.splits import leave_one_out
 from simenv.randomness import Key
-from simenv.slates import SeesDataset, SeesTruth, pack
+from simenv.slates import SeesDataset, SeesTruth
 
 CONF = Path(__file__).parents[1] / "conf" / "recommender"
 NAMES = "random popularity content itemknn seqknn ease als bpr mf oracle popularity-penalty epsilon-greedy"
@@ -63,11 +64,11 @@ def speed(dataset: Dataset, repeats: int) -> list[dict[str, object]]:
     log, users = dataset.interactions, np.arange(dataset.n_users)
     seen = np.zeros((dataset.n_users, dataset.n_items), np.bool_)
     seen[log.users, log.items] = True
-    bits = pack(seen)
+    candidates = Candidates.of(seen.shape[1], out=seen)
     rows = []
     for recommender in recommenders(dataset, log):
         fit = seconds(lambda r=recommender: r.fit(log, key=Key(0)), repeats)
-        serve = seconds(lambda r=recommender: r.recommend(users, 10, exclude=bits, key=Key(0)), repeats)
+        serve = seconds(lambda r=recommender: r.recommend(users, 10, candidates, key=Key(0)), repeats)
         rows.append({"recommender": recommender.name, "fit_ms": 1e3 * fit, "round_ms": 1e3 * serve})
     return rows
 
@@ -101,7 +102,7 @@ def _hits(recommender: Recommender, train: Interactions, target: np.ndarray, use
     mine = row[train.users] >= 0
     seen = np.zeros((len(users), train.n_items), np.bool_)
     seen[row[train.users[mine]], train.items[mine]] = True
-    slates = recommender.recommend(users, k, exclude=pack(seen), key=Key(0)).item_ids
+    slates = recommender.recommend(users, k, Candidates.of(seen.shape[1], out=seen), key=Key(0)).item_ids
     return slates == target[users][:, None]
 
 

@@ -26,10 +26,10 @@ from recommenders.evaluation.offline import bootstrap_interval, rank_metrics, ra
 from recommenders.p5.prompted import P5
 from recommenders.popularity import Popularity
 from simenv import datasets
+from simenv.candidates import Candidates
 from simenv.datasets.splits import leave_one_out
 from simenv.randomness import Key
 from simenv.records import nested
-from simenv.slates import pack
 
 TOLD = 0.8  # share of users whose attribute the fair prompt may learn from
 
@@ -113,7 +113,8 @@ def _attack(features: Any, truth: Any) -> float:
 def _list_features(recommender: Any, dataset: Any, split: Any) -> Any:
     """Shares of the genres in each user's top 10 and its mean popularity, (n_users, n_genres + 1)."""
     users = np.arange(dataset.n_users)
-    slates = recommender.recommend(users, 10, exclude=pack(seen_mask(split.train, users))).item_ids
+    candidates = Candidates.of(split.train.n_items, out=seen_mask(split.train, users))
+    slates = recommender.recommend(users, 10, candidates).item_ids
     popularity = midrank_percentile(split.train.item_counts())[slates].mean(axis=1)
     return np.column_stack([dataset.catalog.genres[slates].mean(axis=1), popularity])
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recommenders.base import Recommender, check_options, top_k
+from simenv.candidates import Candidates
 from simenv.datasets.base import Interactions, LongArray
 from simenv.errors import RecommenderError
 from simenv.randomness import Key, Purpose, generator
@@ -72,15 +73,8 @@ class Bandit(Recommender):
         counts = np.bincount(cells, minlength=self.n_users * self.n_items)
         return counts.reshape(self.n_users, self.n_items).astype(np.float64)
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
-        items = top_k(self._index(users, key), k, exclude, available)
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
+        items = top_k(self._index(users, key), k, candidates)
         for user, row in zip(users.tolist(), items):
             served = row[row >= 0].astype(np.int64)
             self._served[key.round, key.page, user] = np.full(len(served), user), served

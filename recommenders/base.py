@@ -18,11 +18,11 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv.candidates import Candidates, insert, is_out
 from simenv.datasets.base import FloatArray, Interactions, LongArray
 from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
 from simenv.randomness import Key
 from simenv.slates import Slates
-from simenv.topk import insert
 
 
 class NaNScoreError(RecommenderError):
@@ -77,9 +77,8 @@ class Recommender(ABC):
         self,
         users: NDArray[Any],
         k: int,
+        candidates: Candidates | None = None,
         *,
-        exclude: NDArray[np.uint8] | None = None,
-        available: NDArray[np.bool_] | None = None,
         key: Key | None = None,
     ) -> Slates:
         """Slates of `k` items for a batch of users.
@@ -87,8 +86,7 @@ class Recommender(ABC):
         Args:
             users: (B,) rows of the population.
             k: slate size, 1 to n_items.
-            exclude: (B, ceil(n_items / 8)) packed bits (`simenv.slates.pack`) of items each user must not see.
-            available: (n_items,) items that exist at this time; all by default.
+            candidates: what each user may be shown, see `simenv.candidates.Candidates.of`; None = every item.
             key: seed, round and page, for recommenders that draw.
 
         Returns:
@@ -96,8 +94,8 @@ class Recommender(ABC):
 
         Raises:
             ConfigError: if `k` is not 1 to n_items.
-            RecommenderError: before `fit`, on unknown users or misshapen masks, or when the subclass returns a wrong
-                shape, an unknown item or NaN.
+            RecommenderError: before `fit`, on unknown users or candidates of others, or when the subclass returns a
+                wrong shape, an unknown item or NaN.
         """
         self._require_fit()
         key = key or Key(0)
@@ -107,16 +105,13 @@ class Recommender(ABC):
         if users.ndim != 1 or (users.size and (users.min() < 0 or users.max() >= self.n_users)):
             bad = users[(users < 0) | (users >= self.n_users)] if users.ndim == 1 else users.shape
             raise RecommenderError(f"{self.name}: unknown users {bad}; expected rows 0 to {self.n_users - 1}")
-        n_bytes = -(-self.n_items // 8)
-        if exclude is not None and exclude.shape != (len(users), n_bytes):
+        candidates = candidates or Candidates.of(self.n_items)
+        if candidates.n_items != self.n_items or len(candidates.bits) not in (1, len(users)):
             raise RecommenderError(
-                f"{self.name}: exclude has shape {exclude.shape}; expected ({len(users)}, {n_bytes})"
+                f"{self.name}: candidates of {len(candidates.bits)} users among {candidates.n_items} items; "
+                f"expected {len(users)} users and {self.n_items} items"
             )
-        if available is not None and (available.shape != (self.n_items,) or available.dtype != np.bool_):
-            raise RecommenderError(
-                f"{self.name}: available is {available.dtype} {available.shape}; expected bool ({self.n_items},)"
-            )
-        slates = self._recommend(users, k, exclude, available, key)
+        slates = self._recommend(users, k, candidates, key)
         self._check(slates, users, k, key)
         return slates
 
@@ -180,19 +175,12 @@ class Recommender(ABC):
         """Scores of every item, (B, n_items); higher is better, -inf never."""
         raise RecommenderError(f"{self.name}: defines neither _score nor _recommend; a subclass needs one of them")
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         """Slates from scores: the k best allowed items."""
         item_ids = np.empty((len(users), k), np.int32)
         for rows, scores in self._score_batches(users):
             try:
-                item_ids[rows] = top_k(scores, k, None if exclude is None else exclude[rows], available)
+                item_ids[rows] = top_k(scores, k, candidates.rows(rows))
             except NaNScoreError as error:
                 user = users[rows.start + error.row]
                 raise RecommenderError(
@@ -289,29 +277,22 @@ def user_items(log: Interactions, *, binary: bool) -> Any:
     return matrix
 
 
-def top_k(
-    scores: NDArray[Any],
-    k: int,
-    exclude: NDArray[np.uint8] | None = None,
-    available: NDArray[np.bool_] | None = None,
-) -> NDArray[np.int32]:
+def top_k(scores: NDArray[Any], k: int, candidates: Candidates | None = None) -> NDArray[np.int32]:
     """The k best items of each row, best first; ties by item row; -1 where candidates run out.
 
     Args:
         scores: (B, n_items); -inf counts as not allowed.
         k: how many.
-        exclude: (B, ceil(n_items / 8)) packed bits, or None.
-        available: (n_items,) bool, or None for all.
+        candidates: what is allowed; None = every item.
 
     Raises:
         NaNScoreError: if a score is NaN.
     """
     scores = np.ascontiguousarray(scores, dtype=np.float32)
     n_rows, n_items = scores.shape
-    bits = np.zeros((1, -(-n_items // 8)), np.uint8) if exclude is None else exclude
-    allowed = np.ones(n_items, np.bool_) if available is None else available
+    candidates = candidates or Candidates.of(n_items)
     out = np.empty((n_rows, k), np.int32)
-    bad_row = _top_k(scores, bits, allowed, out)
+    bad_row = _top_k(scores, candidates.bits, candidates.available, out)
     if bad_row >= 0:
         raise NaNScoreError(bad_row)
     return out
@@ -323,7 +304,7 @@ def _top_k(scores: Any, bits: Any, allowed: Any, out: Any) -> int:  # pragma: no
     k = out.shape[1]
     best = np.empty(k, np.float32)
     for row in range(n_rows):
-        excluded = bits[row if bits.shape[0] > 1 or n_rows == 1 else 0]
+        own = row if bits.shape[0] > 1 else 0
         filled = 0
         floor = np.float32(-np.inf)  # what a candidate must exceed; NaN fails the comparison and so is looked at
         for item in range(n_items):
@@ -332,7 +313,7 @@ def _top_k(scores: Any, bits: Any, allowed: Any, out: Any) -> int:  # pragma: no
                 continue
             if score != score:
                 return row
-            if not allowed[item] or (excluded[item >> 3] >> (item & 7)) & 1:
+            if not allowed[item] or is_out(bits, own, item):
                 continue
             filled = insert(best, out[row], filled, score, item)
             if filled == k:

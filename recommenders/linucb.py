@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recommenders.base import Recommender, check_options
+from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import RecommenderError
 from simenv.metrics.reference import genre_weights
@@ -90,17 +91,10 @@ class LinUCB(Recommender):
         width = np.stack([np.einsum("id,de,ie->i", x, self._inverse[user], x, optimize=True) for user in users])
         return np.asarray(mean + self.alpha * np.sqrt(np.maximum(width, 0.0)))
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         if len(users) == 0:
             return Slates(item_ids=np.zeros((0, k), np.int32))
-        slates = super()._recommend(users, k, exclude, available, key)
+        slates = super()._recommend(users, k, candidates, key)
         for user, slate in zip(users.tolist(), slates.item_ids, strict=True):
             self._served[(key.round, key.page, user)] = slate
         return slates

@@ -7,6 +7,7 @@ They know nothing of users beyond the log and what the data set says of items an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numba as nb
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from recommenders.base import Recommender, check_options, user_items
 from recommenders.rerank import Wrapper
+from simenv.candidates import Candidates, is_out
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import ConfigError, RecommenderError
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import Slates, pack
+from simenv.slates import Slates
 
 
 class AttributeProfile(Recommender):
@@ -164,27 +166,20 @@ class NewestInterleaved(Wrapper):
     def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         self._trained_at = int(state["trained_at"])
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         if self._release is None:
             raise RecommenderError(f"{self.name}: recommend before bind_dataset; it needs the items' releases")
-        allowed = np.ones(self.n_items, np.bool_) if available is None else available
+        allowed = candidates.available
         known = allowed & (self._release < self._trained_at)
         new = allowed & (self._release == key.round) & ~known
-        base = self.base.recommend(users, k, exclude=exclude, available=known, key=key)
-        bits = np.zeros((len(users), -(-self.n_items // 8)), np.uint8) if exclude is None else exclude
-        n_known = np.bitwise_count(pack(known[None, :]) & ~bits).sum(axis=1).astype(np.int64)
+        older = replace(candidates, available=known)
+        base = self.base.recommend(users, k, older, key=key)
+        n_known = np.broadcast_to(older.count(), len(users))
         draws = uniforms(key, Purpose.EXPLORE, users[:, None], np.arange(k))
         items = np.full((len(users), k), -1, np.int32)
         propensity = np.ones((len(users), k))
         own = np.ones((len(users), k)) if base.propensity is None else base.propensity
-        _interleave(base.item_ids, own, np.flatnonzero(new), bits, n_known, draws, items, propensity)
+        _interleave(base.item_ids, own, np.flatnonzero(new), candidates.bits, n_known, draws, items, propensity)
         return Slates(item_ids=items, propensity=propensity)
 
 
@@ -196,8 +191,9 @@ def _interleave(
     left = np.empty(len(new), np.int64)
     for row in range(n_rows):
         n_new = 0
+        listed = row if bits.shape[0] > 1 else 0
         for item in new:
-            if not (bits[row, item >> 3] >> (item & 7)) & 1:
+            if not is_out(bits, listed, item):
                 left[n_new] = item
                 n_new += 1
         total = n_known[row] + n_new

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from recommenders.base import Recommender, check_options
 from recommenders.rerank import Wrapper
+from simenv.candidates import Candidates, insert, is_out
 from simenv.datasets.base import LongArray
 from simenv.errors import RecommenderError
 from simenv.randomness import Key, Purpose, fold, prefix, to_uniform
 from simenv.slates import Slates
-from simenv.topk import insert
 
 
 class PlackettLuce(Wrapper):
@@ -42,39 +42,27 @@ class PlackettLuce(Wrapper):
         check_options(self.name, open_low=True, temperature=temperature)
         self.temperature = temperature
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         items = np.full((len(users), k), -1, np.int32)
         state = prefix(key.seed, Purpose.PLACKETT_LUCE)
         weights = self._log_weights(users)
-        bits, allowed = self._candidates(users, exclude, available)
-        _draw(users, weights, bits, allowed, state, key.round, key.page, items)
+        bits, available = candidates.bits, candidates.available
+        _draw(users, weights, bits, available, state, key.round, key.page, items)
         propensity = np.ones((len(users), k))
-        _probabilities(weights, bits, allowed, items.astype(np.int64), propensity)
+        _probabilities(weights, bits, available, items.astype(np.int64), propensity)
         return Slates(item_ids=items, propensity=propensity)
 
     def propensity(
-        self,
-        users: NDArray[Any],
-        slates: NDArray[Any],
-        *,
-        exclude: NDArray[np.uint8] | None = None,
-        available: NDArray[np.bool_] | None = None,
+        self, users: NDArray[Any], slates: NDArray[Any], candidates: Candidates | None = None
     ) -> NDArray[np.float64]:
         """Probability of each item at its rank given the ranks before, for any slates, (B, K).
 
-        0 where an item is excluded, unavailable or already on the slate; 1 at empty slots (-1).
+        0 where an item is no candidate or already on the slate; 1 at empty slots (-1).
 
         Args:
             users: (B,) rows.
             slates: (B, K) items.
-            exclude, available: as in `recommend`.
+            candidates: as in `recommend`.
         """
         self._require_fit()
         users, slates = np.asarray(users, np.int64), np.asarray(slates, np.int64)
@@ -83,7 +71,8 @@ class PlackettLuce(Wrapper):
                 f"{self.name}: slates {slates.shape}; expected ({len(users)}, K) items below {self.n_items}"
             )
         out = np.ones(slates.shape)
-        _probabilities(self._log_weights(users), *self._candidates(users, exclude, available), slates, out)
+        candidates = candidates or Candidates.of(self.n_items)
+        _probabilities(self._log_weights(users), candidates.bits, candidates.available, slates, out)
         return out
 
     def _log_weights(self, users: LongArray) -> NDArray[np.float64]:
@@ -91,12 +80,6 @@ class PlackettLuce(Wrapper):
         scores -= scores.mean(axis=1, keepdims=True)
         spread = scores.std(axis=1, keepdims=True)
         return np.asarray(scores / np.where(spread > 0, spread, 1.0) / self.temperature)
-
-    def _candidates(
-        self, users: LongArray, exclude: NDArray[np.uint8] | None, available: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        bits = np.zeros((len(users), -(-self.n_items // 8)), np.uint8) if exclude is None else exclude
-        return bits, np.ones(self.n_items, np.bool_) if available is None else available
 
 
 def slate_propensity(propensity: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -111,10 +94,11 @@ def _draw(
     k = out.shape[1]
     best = np.empty(k)
     for row in range(len(users)):
+        own = row if bits.shape[0] > 1 else 0
         key = fold(fold(fold(state, users[row]), round_), page)
         filled = 0
         for item in range(weights.shape[1]):
-            if not allowed[item] or (bits[row, item >> 3] >> (item & 7)) & 1:
+            if not allowed[item] or is_out(bits, own, item):
                 continue
             draw = to_uniform(fold(key, item)) + 2.0**-54
             score = weights[row, item] - np.log(-np.log(draw))
@@ -128,9 +112,10 @@ def _probabilities(weights: Any, bits: Any, allowed: Any, slates: Any, out: Any)
     n_items = weights.shape[1]
     left = np.empty(n_items)
     for row in range(len(slates)):
+        own = row if bits.shape[0] > 1 else 0
         highest = -np.inf
         for item in range(n_items):
-            candidate = allowed[item] and not (bits[row, item >> 3] >> (item & 7)) & 1
+            candidate = allowed[item] and not is_out(bits, own, item)
             left[item] = weights[row, item] if candidate else -np.inf
             highest = max(highest, left[item])
         for item in range(n_items):

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recommenders.base import Recommender, check_options
+from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray
 from simenv.errors import ConfigError, MissingExtraError, RecommenderError
 from simenv.metrics.profile import genre_counts, genre_shares, observable_profile
 from simenv.numeric import places
 from simenv.randomness import Key
-from simenv.slates import SeesDataset, SeesTruth, pack
+from simenv.slates import SeesDataset, SeesTruth
 
 Observation = dict[str, NDArray[Any]]
 Policy = Callable[[Observation], NDArray[Any]]
@@ -63,13 +64,14 @@ class RecommenderPolicy:
         self._learn(observation, pages)
         self._shown[pages == 0] = False
         users = self.env.sessions.who[:, 0]
-        exclude = pack(self._shown | ~self.env.action_masks().reshape(self._shown.shape))
+        out = self._shown | ~self.env.action_masks().reshape(self._shown.shape)
+        candidates = Candidates.of(self.dataset.n_items, out=out)
         items = np.full((len(users), self._k), -1, np.int32)
         propensity = np.full(items.shape, np.nan)
         for rows in _distinct(users):  # two sessions of one user differ in state, so they are asked for one by one
             self._rows[users[rows]] = rows
             slates = self.recommender.recommend(
-                users[rows], self._k, exclude=exclude[rows], key=Key(self.seed, self._calls, 0)
+                users[rows], self._k, candidates.rows(rows), key=Key(self.seed, self._calls, 0)
             )
             items[rows] = slates.item_ids
             propensity[rows] = 1.0 if slates.propensity is None else slates.propensity

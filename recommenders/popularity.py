@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recommenders.base import Recommender
+from simenv.candidates import Candidates, insert, is_out
 from simenv.datasets.base import Interactions, LongArray
 from simenv.randomness import Key, Purpose, fold, prefix
 from simenv.slates import Slates
-from simenv.topk import insert
 
 
 class Random(Recommender):
@@ -37,16 +37,9 @@ class Random(Recommender):
     def _score(self, users: LongArray) -> NDArray[Any]:
         return np.zeros((len(users), self.n_items), np.float32)
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
-        items, candidates = random_slates(users, k, self.n_items, exclude, available, key)
-        left = candidates[:, None] - np.arange(k)
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
+        items, n_candidates = random_slates(users, k, candidates, key)
+        left = n_candidates[:, None] - np.arange(k)
         return Slates(item_ids=items, propensity=1.0 / np.maximum(left, 1))
 
 
@@ -65,39 +58,20 @@ class Popularity(Recommender):
     def _score(self, users: LongArray) -> NDArray[Any]:
         return np.tile(self._popularity, (len(users), 1))
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
-        order = self._order if available is None else self._order[available[self._order]]
-        out = np.full((len(users), k), -1, np.int32)
-        if exclude is None:
-            out[:, : len(order)] = order[:k]
-        else:
-            _first_allowed(order, exclude, out)
-        return Slates(item_ids=out)
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
+        order = self._order[candidates.available[self._order]]
+        out = np.full((len(candidates.bits), k), -1, np.int32)
+        _first_allowed(order, candidates.bits, out)
+        return Slates(item_ids=out if len(out) == len(users) else np.repeat(out, len(users), axis=0))
 
 
-def random_slates(
-    users: LongArray,
-    k: int,
-    n_items: int,
-    exclude: NDArray[np.uint8] | None,
-    available: NDArray[np.bool_] | None,
-    key: Key,
-) -> tuple[NDArray[np.int32], LongArray]:
+def random_slates(users: LongArray, k: int, candidates: Candidates, key: Key) -> tuple[NDArray[np.int32], LongArray]:
     """The allowed items with the k largest uniforms, (B, k), -1 where they run out, and candidates per user, (B,)."""
-    bits = np.zeros((len(users), -(-n_items // 8)), np.uint8) if exclude is None else exclude
-    allowed = np.ones(n_items, np.bool_) if available is None else available
     out = np.full((len(users), k), -1, np.int32)
-    candidates = np.zeros(len(users), np.int64)
+    count = np.zeros(len(users), np.int64)
     state = prefix(key.seed, Purpose.RANDOM_SLATE)
-    _random_slates(state, users, key.round, key.page, bits, allowed, out, candidates)
-    return out, candidates
+    _random_slates(state, users, key.round, key.page, candidates.bits, candidates.available, out, count)
+    return out, count
 
 
 @nb.njit(cache=True, nogil=True)
@@ -106,7 +80,7 @@ def _first_allowed(order: Any, bits: Any, out: Any) -> None:  # pragma: no cover
     for row in range(out.shape[0]):
         filled = 0
         for item in order:
-            if (bits[row, item >> 3] >> (item & 7)) & 1:
+            if is_out(bits, row, item):
                 continue
             out[row, filled] = item
             filled += 1
@@ -116,17 +90,18 @@ def _first_allowed(order: Any, bits: Any, out: Any) -> None:  # pragma: no cover
 
 @nb.njit(cache=True, nogil=True)
 def _random_slates(
-    state: Any, users: Any, round: Any, page: Any, bits: Any, allowed: Any, out: Any, candidates: Any
+    state: Any, users: Any, round: Any, page: Any, bits: Any, allowed: Any, out: Any, count: Any
 ) -> None:  # pragma: no cover - compiled
     k = out.shape[1]
     best = np.empty(k, np.uint64)
     for row in range(len(users)):
+        own = row if bits.shape[0] > 1 else 0
         here = fold(fold(fold(state, users[row]), round), page)
         filled = 0
         for item in range(len(allowed)):
-            if not allowed[item] or (bits[row, item >> 3] >> (item & 7)) & 1:
+            if not allowed[item] or is_out(bits, own, item):
                 continue
-            candidates[row] += 1
+            count[row] += 1
             draw = fold(here, item) >> np.uint64(11)  # the order of the uniforms, before they are scaled
             if filled == k and draw <= best[k - 1]:
                 continue

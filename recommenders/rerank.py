@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from recommenders.base import Recommender, check_options, top_k
 from recommenders.popularity import random_slates
+from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import ConfigError, RecommenderError
 from simenv.metrics.reference import genre_weights
@@ -129,24 +130,17 @@ class EpsilonGreedy(Wrapper):
         check_options(self.name, high=1, epsilon=epsilon)
         self.epsilon = epsilon
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
-        greedy = self.base.recommend(users, k, exclude=exclude, available=available, key=key)
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
+        greedy = self.base.recommend(users, k, candidates, key=key)
         if greedy.propensity is not None:
             raise RecommenderError(
                 f"{self.name}: base '{self.base.name}' draws its slates; expected a deterministic one"
             )
-        drawn, candidates = random_slates(users, k, self.n_items, exclude, available, key)
+        drawn, n_candidates = random_slates(users, k, candidates, key)
         explores = uniforms(key, Purpose.EXPLORE, users[:, None], np.arange(k)) < self.epsilon
         items = np.full((len(users), k), -1, np.int32)
         propensity = np.ones((len(users), k))
-        _explore(greedy.item_ids, drawn, explores, candidates, self.epsilon, items, propensity)
+        _explore(greedy.item_ids, drawn, explores, n_candidates, self.epsilon, items, propensity)
         return Slates(item_ids=items, propensity=propensity)
 
 
@@ -201,18 +195,11 @@ class Calibrated(Wrapper):
         total = profile.sum(axis=1, keepdims=True)
         self._wanted = np.divide(profile, total, out=np.zeros_like(profile), where=total > 0)  # (n_users, n_genres)
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         items = np.full((len(users), k), -1, np.int32)
         n = min(max(self.candidates, k), self.n_items)
         for rows, scores in self._score_batches(users):
-            best = top_k(scores, n, None if exclude is None else exclude[rows], available)
+            best = top_k(scores, n, candidates.rows(rows))
             value = np.take_along_axis(scores, np.maximum(best, 0), axis=1).astype(np.float64)
             _calibrate(best, value, self._weights, self._wanted[users[rows]], self.strength, items[rows])
         return Slates(item_ids=items)

@@ -22,10 +22,11 @@ import pytest
 from numpy.typing import NDArray
 
 from recommenders.base import Recommender
+from simenv.candidates import Candidates
 from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
 from simenv.randomness import Key
-from simenv.slates import SeesDataset, SeesTruth, Slates, pack
+from simenv.slates import SeesDataset, SeesTruth, Slates
 
 KEY = Key(seed=11, round=3)
 
@@ -132,20 +133,21 @@ class RecommenderSuite:
         log = small_log()
         seen = np.zeros((40, 60), np.bool_)
         seen[log.users, log.items] = True
-        slates = self.fitted(log).recommend(np.arange(40), 10, exclude=pack(seen), key=KEY).item_ids
+        slates = self.fitted(log).recommend(np.arange(40), 10, Candidates.of(60, out=seen), key=KEY).item_ids
         assert (slates >= 0).all()
         assert not seen[np.arange(40)[:, None], slates].any()
 
     def test_unavailable_items_are_not_shown(self) -> None:
         available = np.arange(60) % 3 == 0
-        slates = self.fitted().recommend(np.arange(40), 10, available=available, key=KEY).item_ids
+        slates = self.fitted().recommend(np.arange(40), 10, Candidates.of(60, available=available), key=KEY).item_ids
         assert (slates % 3 == 0).all()
 
     def test_fewer_candidates_than_slots_leave_the_rest_empty(self) -> None:
         excluded = np.ones((2, 60), np.bool_)
         excluded[0, [4, 9, 30]] = False
         available = np.arange(60) != 30
-        slates = self.fitted().recommend(np.array([1, 2]), 5, exclude=pack(excluded), available=available, key=KEY)
+        candidates = Candidates.of(60, out=excluded, available=available)
+        slates = self.fitted().recommend(np.array([1, 2]), 5, candidates, key=KEY)
         assert sorted(slates.item_ids[0, :2].tolist()) == [4, 9]
         assert (slates.item_ids[0, 2:] == -1).all()
         assert (slates.item_ids[1] == -1).all()
@@ -274,9 +276,7 @@ class RecommenderSuite:
         with pytest.raises(ConfigError, match=f"slate_size={k}"):
             self.fitted().recommend(np.arange(2), k, key=KEY)
 
-    def test_masks_of_a_wrong_shape_are_an_error(self) -> None:
-        recommender = self.fitted()
-        with pytest.raises(RecommenderError, match="exclude has shape"):
-            recommender.recommend(np.arange(2), 3, exclude=np.zeros((2, 60), np.uint8), key=KEY)
-        with pytest.raises(RecommenderError, match="available is"):
-            recommender.recommend(np.arange(2), 3, available=np.ones(59, np.bool_), key=KEY)
+    def test_candidates_of_others_are_an_error(self) -> None:
+        for others in (Candidates.of(59), Candidates.of(60, out=np.zeros((3, 60), np.bool_))):
+            with pytest.raises(RecommenderError, match="expected 2 users and 60 items"):
+                self.fitted().recommend(np.arange(2), 3, others, key=KEY)

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv.candidates import Candidates, pack
 from simenv.datasets.base import Dataset, Interactions
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import Events
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel, pack
+from simenv.slates import Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel
 
 _start_method = multiprocessing.get_start_method(allow_none=True)
 from mesa import Agent as Agent  # noqa: E402 - for those who need Mesa without what importing it does
@@ -214,13 +215,15 @@ class Platform(Model):
         pages = []
         shown: NDArray[np.uint8] | None = None
         available = self.available_items(key.round)
+        n_items = self.dataset.n_items
         for page in range(self.schedule.max_pages):
             page_key = key.at(page=page)
-            exclude = self.users.excluded(active)
+            out = self.users.excluded(active)
             if shown is not None:
-                exclude = shown if exclude is None else exclude | shown
-            slates = self._slates(active, page_key, exclude, available)
-            best = self.users.best_utility(active, self.schedule.slate_size, exclude, available)
+                out = shown if out is None else out | shown
+            candidates = Candidates.of(n_items, out=out, available=available)
+            slates = self._slates(active, page_key, candidates)
+            best = self.users.best_utility(active, self.schedule.slate_size, candidates)
             responses = self.users.respond(active, slates.item_ids, page_key)
             pages.append(self._record(active, slates, responses, best, page_key))
             staying = ~responses.exited
@@ -231,18 +234,12 @@ class Platform(Model):
             active = active[staying]
         return pages
 
-    def _slates(
-        self,
-        users: NDArray[np.int64],
-        key: Key,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-    ) -> Slates:
+    def _slates(self, users: NDArray[np.int64], key: Key, candidates: Candidates) -> Slates:
         """Recommended slates for adopting sessions, unaided ones (propensity NaN) for the others."""
         k = self.schedule.slate_size
         adopting = np.zeros(len(users), np.bool_)
         if self.recommender is not None and self.mode.adoption == 1:
-            return self.recommender.recommend(users, k, exclude=exclude, available=available, key=key)
+            return self.recommender.recommend(users, k, candidates, key=key)
         if self.recommender is not None:
             adopting = uniforms(key.at(page=0), Purpose.ADOPT, users, 0) < self.mode.adoption
         item_ids = np.empty((len(users), k), np.int32)
@@ -250,14 +247,13 @@ class Platform(Model):
         for rows, serve in ((adopting, True), (~adopting, False)):
             if not rows.any():
                 continue
-            bits = None if exclude is None else exclude[rows]
             if serve and self.recommender is not None:
-                slates = self.recommender.recommend(users[rows], k, exclude=bits, available=available, key=key)
+                slates = self.recommender.recommend(users[rows], k, candidates.rows(rows), key=key)
                 item_ids[rows] = slates.item_ids
                 propensity[rows] = 1.0 if slates.propensity is None else slates.propensity
             else:
                 item_ids[rows] = self.users.unaided_slates(
-                    users[rows], k, key, awareness=self.schedule.awareness, exclude=bits, available=available
+                    users[rows], k, key, candidates.rows(rows), awareness=self.schedule.awareness
                 )
         return Slates(item_ids=item_ids, propensity=propensity)
 
@@ -329,10 +325,9 @@ class Platform(Model):
                 browsing,
                 self.schedule.slate_size,
                 page_key,
+                Candidates.of(self.dataset.n_items, out=self.twins.excluded(browsing), available=available),
                 awareness=self.schedule.awareness if organic else 0.0,
                 taste=1.0 if organic else 0.0,
-                exclude=self.twins.excluded(browsing),
-                available=available,
             )
             responses = self.twins.respond(browsing, slates, page_key)
             row, rank = np.nonzero(responses.clicked)

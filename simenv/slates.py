@@ -1,4 +1,4 @@
-"""What passes between recommender and users: Slates and Responses, packed exclusions, and the protocols.
+"""What passes between recommender and users: Slates and Responses, and the protocols.
 
 The protocols live here because the loop consumes them; `recommenders.base` and `agents.base` hold the checked
 base classes.
@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, Interactions
 from simenv.randomness import Key
 
@@ -50,9 +51,8 @@ class Recommender(Protocol):
         self,
         users: NDArray[Any],
         k: int,
+        candidates: Candidates | None = None,
         *,
-        exclude: NDArray[np.uint8] | None = None,
-        available: NDArray[np.bool_] | None = None,
         key: Key | None = None,
     ) -> Slates: ...
 
@@ -79,11 +79,7 @@ class UserModel(Protocol):
     def utility(self, users: NDArray[Any]) -> NDArray[np.float32]: ...
 
     def best_utility(
-        self,
-        users: NDArray[Any],
-        k: int,
-        exclude: NDArray[np.uint8] | None = None,
-        available: NDArray[np.bool_] | None = None,
+        self, users: NDArray[Any], k: int, candidates: Candidates | None = None
     ) -> NDArray[np.float32]: ...
 
     def unaided_slates(
@@ -91,11 +87,10 @@ class UserModel(Protocol):
         users: NDArray[Any],
         k: int,
         key: Key,
+        candidates: Candidates | None = None,
         *,
         awareness: float = 0.5,
         taste: float = 1.0,
-        exclude: NDArray[np.uint8] | None = None,
-        available: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int32]: ...
 
     def twin(self) -> UserModel: ...
@@ -148,13 +143,3 @@ class AsksModel(Protocol):
 def asks_model(one: object) -> TypeGuard[AsksModel]:
     """Whether a language model answers for these users, or for this recommender."""
     return isinstance(one, AsksModel) and one.accounting is not None
-
-
-def pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """(B, n_items) booleans to (B, ceil(n_items / 8)) bytes, item i at bit i % 8 (little-endian) of byte i // 8."""
-    return np.packbits(mask, axis=-1, bitorder="little")
-
-
-def unpack(bits: NDArray[np.uint8], n_items: int) -> NDArray[np.bool_]:
-    """The inverse of `pack`."""
-    return np.unpackbits(bits, axis=-1, count=n_items, bitorder="little").view(np.bool_)

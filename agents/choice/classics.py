@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from agents.base import UserModel, require
 from agents.choice.model import first_copies
 from agents.population.traits import Traits
+from simenv.candidates import Candidates, pack, unpack
 from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
 from simenv.randomness import Key, Purpose, generator, uniforms
-from simenv.slates import Responses, pack, unpack
+from simenv.slates import Responses
 
 DoubleArray = NDArray[np.float64]
 
@@ -37,14 +38,8 @@ class TableUsers(UserModel):
     def utility(self, users: NDArray[Any]) -> FloatArray:
         return self.table[users].astype(np.float32)
 
-    def best_utility(
-        self,
-        users: NDArray[Any],
-        k: int,
-        exclude: NDArray[np.uint8] | None = None,
-        available: NDArray[np.bool_] | None = None,
-    ) -> FloatArray:
-        scores = self._allowed(self.table[users], exclude, available)
+    def best_utility(self, users: NDArray[Any], k: int, candidates: Candidates | None = None) -> FloatArray:
+        scores = _allowed(self.table[users], candidates)
         best = -np.partition(-scores, min(k, scores.shape[1]) - 1, axis=1)[:, :k]
         filled = np.isfinite(best)
         total = np.where(filled, best, 0.0).sum(axis=1)
@@ -56,11 +51,10 @@ class TableUsers(UserModel):
         users: NDArray[Any],
         k: int,
         key: Key,
+        candidates: Candidates | None = None,
         *,
         awareness: float = 0.5,
         taste: float = 1.0,
-        exclude: NDArray[np.uint8] | None = None,
-        available: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int32]:
         """As in the base class, with the logit of the table as the choice logit."""
         users = np.asarray(users, dtype=np.int64)
@@ -68,7 +62,7 @@ class TableUsers(UserModel):
         draw = uniforms(key, Purpose.UNAIDED, users[:, None], np.arange(self.population.n_items))
         noise = -np.log(-np.log(draw + 2.0**-54))
         visible = awareness * np.log(self.population.click_counts + 0.5)
-        return self.ranked(taste * np.log(value / (1 - value)) + visible + noise, k, exclude, available)
+        return self.ranked(taste * np.log(value / (1 - value)) + visible + noise, k, candidates)
 
     def bind(
         self, dataset: Dataset, tastes: Tastes, *, seed: int, repeat: str = "never", traits: Traits | None = None
@@ -109,28 +103,11 @@ class TableUsers(UserModel):
         other.table = self.table.copy()
         return other
 
-    def ranked(
-        self,
-        scores: DoubleArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-    ) -> NDArray[np.int32]:
+    def ranked(self, scores: DoubleArray, k: int, candidates: Candidates | None) -> NDArray[np.int32]:
         """The `k` best allowed items of each row of scores (B, n_items), best first, -1 where they run out."""
-        scores = self._allowed(scores, exclude, available)
+        scores = _allowed(scores, candidates)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int32)
         return np.where(np.isfinite(np.take_along_axis(scores, order, axis=1)), order, np.int32(-1))
-
-    def _allowed(
-        self, scores: DoubleArray, exclude: NDArray[np.uint8] | None, available: NDArray[np.bool_] | None
-    ) -> DoubleArray:
-        """A copy of the scores, -inf where an item is not allowed."""
-        scores = scores.copy()
-        if exclude is not None:
-            scores[unpack(exclude, scores.shape[1])] = -np.inf
-        if available is not None:
-            scores[:, ~available] = -np.inf
-        return scores
 
     def _respond(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Responses:
         examined = first_copies(slates)
@@ -196,6 +173,11 @@ class RankDiscountedChoice(TableUsers):
         known = np.take_along_axis(self.known[users], items, axis=1)
         consumed = unpack(self.population.clicked_bits[users], self.population.n_items)
         return chosen_by_rank(known, examined & ~np.take_along_axis(consumed, items, axis=1), self.attention)
+
+
+def _allowed(scores: DoubleArray, candidates: Candidates | None) -> DoubleArray:
+    """The scores, -inf where an item is not allowed."""
+    return scores if candidates is None else np.where(candidates.mask(), scores, -np.inf)
 
 
 def chosen_by_rank(value: DoubleArray, examined: NDArray[np.bool_], attention: float) -> NDArray[np.bool_]:

@@ -35,6 +35,7 @@ from experiments.running.directory import (
     write_world_tables,
 )
 from experiments.running.workers import run_jobs
+from simenv.candidates import Candidates
 from simenv.errors import ConfigError
 from simenv.platform import TWIN_PAGES
 from simenv.randomness import Key
@@ -267,7 +268,8 @@ def dry_run(designs: Mapping[str, Design]) -> None:
     users.bind(world.dataset, world.tastes, seed=design.seed, repeat=design.repeat, traits=world.traits)
     key = Key(design.seed)
     sample = np.arange(min(20, world.dataset.n_users))
-    slates = users.unaided_slates(sample, design.schedule.slate_size, key, exclude=users.excluded(sample))
+    candidates = Candidates.of(world.dataset.n_items, out=users.excluded(sample))
+    slates = users.unaided_slates(sample, design.schedule.slate_size, key, candidates)
     pages: Counter[str] = Counter()
     for each in designs.values():
         served = each.n_seeds * each.rounds * each.schedule.max_pages * world.dataset.n_users

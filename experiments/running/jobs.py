@@ -21,11 +21,12 @@ import numpy as np
 from experiments.running import gates
 from experiments.running.design import Design, Job, World
 from recommenders.base import Recommender
+from simenv.candidates import Candidates
 from simenv.errors import GateError, RunDirectoryError, SimenvError
 from simenv.events import ROWS_PER_FILE, Events, EventWriter, read_events
 from simenv.metrics.table import METRICS, MetricRow, metric_rows
 from simenv.platform import Platform
-from simenv.slates import asks_model, unpack
+from simenv.slates import asks_model
 
 _VARIANT = 1_000_003  # between the seeds of one world's variants
 GATE_ROWS = 30_000_000  # impressions of a seed up to which the gates read its whole log
@@ -223,13 +224,10 @@ def check_gates(design: Design, world: World, folder: Path) -> list[str]:
     first = JobRun(design, Job(world.seed, *design.arms[0]), world, folder, checkpoint_every=design.rounds)
     users = first.platform.users
     everyone = np.arange(world.dataset.n_users)
-    excluded = users.excluded(everyone)
-    available = first.platform.available_items(0)
-    eligible = np.ones((world.dataset.n_users, world.dataset.n_items), np.bool_)
-    if excluded is not None:
-        eligible &= ~unpack(excluded, world.dataset.n_items)
-    if available is not None:
-        eligible &= available
+    candidates = Candidates.of(
+        world.dataset.n_items, out=users.excluded(everyone), available=first.platform.available_items(0)
+    )
+    eligible = np.ones((world.dataset.n_users, 1), np.bool_) & candidates.mask()
     passed = gates.check_seed(
         logs,
         seed=world.seed,

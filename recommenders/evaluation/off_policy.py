@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recommenders.plackett_luce import PlackettLuce
+from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset
 from simenv.errors import DataError, MissingExtraError
 from simenv.events import Events
 from simenv.randomness import Key
-from simenv.slates import pack
 
 FloatVector = NDArray[np.float64]
 RewardModel = Callable[[NDArray[Any], NDArray[Any]], FloatVector]
@@ -207,12 +207,12 @@ def additive_model(log: LoggedPages, n_users: int, n_items: int, *, prior: float
 
 def target_probabilities(policy: PlackettLuce, log: LoggedPages, dataset: Dataset) -> FloatVector:
     """A Plackett-Luce policy's probabilities of the logged items, (n, K), with each user's past excluded."""
-    return policy.propensity(log.users, log.slates, exclude=_past(dataset)[log.users])
+    return policy.propensity(log.users, log.slates, _past(dataset).rows(log.users))
 
 
 def target_slates(policy: PlackettLuce, log: LoggedPages, dataset: Dataset, key: Key) -> NDArray[np.int32]:
     """Slates that the policy would show the users of the log, (n, K)."""
-    return policy.recommend(log.users, log.slates.shape[1], exclude=_past(dataset)[log.users], key=key).item_ids
+    return policy.recommend(log.users, log.slates.shape[1], _past(dataset).rows(log.users), key=key).item_ids
 
 
 def to_minari(env: Any, policy: Callable[[Any], Any], dataset_id: str, *, episodes: int, seed: int = 0) -> Any:
@@ -274,10 +274,10 @@ def to_minari(env: Any, policy: Callable[[Any], Any], dataset_id: str, *, episod
     )
 
 
-def _past(dataset: Dataset) -> NDArray[np.uint8]:
+def _past(dataset: Dataset) -> Candidates:
     seen = np.zeros((dataset.n_users, dataset.n_items), np.bool_)
     seen[dataset.interactions.users, dataset.interactions.items] = True
-    return pack(seen)
+    return Candidates.of(dataset.n_items, out=seen)
 
 
 def _error(terms: FloatVector) -> float:

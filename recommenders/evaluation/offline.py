@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recommenders.base import Recommender
+from simenv.candidates import Candidates
 from simenv.datasets.base import BoolArray, FloatArray, IntArray, Interactions, LongArray
 from simenv.datasets.splits import Split
 from simenv.errors import ConfigError, DataError, MissingExtraError
 from simenv.randomness import Key, Purpose, generator
-from simenv.slates import pack
 
 CUTOFFS = (1, 5, 10)
 MISSED = np.iinfo(np.int32).max  # the rank of a target outside the slate
@@ -56,8 +56,8 @@ def ranks(
     for start in range(0, len(split.users), 1024):
         rows = slice(start, start + 1024)
         users = split.users[rows]
-        exclude = pack(seen_mask(split.train, users)) if filter_seen else None
-        found[rows] = _place(recommender.recommend(users, k, exclude=exclude, key=key).item_ids, split.targets[rows])
+        candidates = Candidates.of(split.train.n_items, out=seen_mask(split.train, users) if filter_seen else None)
+        found[rows] = _place(recommender.recommend(users, k, candidates, key=key).item_ids, split.targets[rows])
     return found
 
 
@@ -79,11 +79,11 @@ def sampled_ranks(
         if ((~forbidden).sum(axis=1) < n_negatives).any():
             raise ConfigError(f"n_negatives={n_negatives}: some user has fewer items left; expected fewer")
         draw = rng.random((len(users), n_items), dtype=np.float32) + forbidden
-        candidates = np.argpartition(draw, n_negatives - 1, axis=1)[:, :n_negatives]
+        negatives = np.argpartition(draw, n_negatives - 1, axis=1)[:, :n_negatives]
         hidden = np.ones((len(users), n_items), np.bool_)
-        np.put_along_axis(hidden, candidates, False, axis=1)
+        np.put_along_axis(hidden, negatives, False, axis=1)
         hidden[np.arange(len(users)), targets] = False
-        slates = recommender.recommend(users, min(k, n_negatives + 1), exclude=pack(hidden), key=key)
+        slates = recommender.recommend(users, min(k, n_negatives + 1), Candidates.of(n_items, out=hidden), key=key)
         found[rows] = _place(slates.item_ids, targets)
     return found
 

@@ -16,6 +16,7 @@ from recommenders.base import Recommender, check_options
 from recommenders.llm.asking import AskingRecommender, words
 from recommenders.llm.forms import FORMS, Asked
 from recommenders.llm.telling import Telling, shuffled
+from simenv.candidates import Candidates
 from simenv.datasets.base import LongArray
 from simenv.errors import ConfigError
 from simenv.language_models import LanguageModel
@@ -127,16 +128,9 @@ class LLMRanker(AskingRecommender):
         self._each(one, range(len(users)), key)
         return out
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         n = min(max(self._pool, k), self.n_items)
-        items = self.base.recommend(users, n, exclude=exclude, available=available, key=key).item_ids
+        items = self.base.recommend(users, n, candidates, key=key).item_ids
         return Slates(item_ids=self.rank(users, items, key)[:, :k])
 
     @property

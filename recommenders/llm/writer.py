@@ -16,6 +16,7 @@ from recommenders.base import Recommender, check_options, top_k
 from recommenders.llm.asking import AskingRecommender, words
 from recommenders.llm.grounding import GROUNDINGS
 from recommenders.llm.telling import Telling
+from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import ConfigError
 from simenv.language_models import LanguageModel
@@ -104,20 +105,12 @@ class LLMWriter(AskingRecommender):
         lines = [line.strip().lstrip("0123456789.-*) ").strip("\"' ") for line in said.splitlines()]
         return [words(line) for line in lines if line][: self.lines] or [words(said)]
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         scores = self.write(users, key)
         silent = np.isnan(scores).all(axis=1)
-        items = top_k(np.nan_to_num(scores), k, exclude, available)
+        items = top_k(np.nan_to_num(scores), k, candidates)
         if silent.any():
-            bits = None if exclude is None else exclude[silent]
-            items[silent] = self.base.recommend(users[silent], k, exclude=bits, available=available, key=key).item_ids
+            items[silent] = self.base.recommend(users[silent], k, candidates.rows(silent), key=key).item_ids
         return Slates(item_ids=items)
 
 
@@ -190,16 +183,9 @@ class LLMTexts(AskingRecommender):
     def _score(self, users: LongArray) -> NDArray[Any]:
         return self.base.scores(users)
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         if not self.reasoning:
-            return super()._recommend(users, k, exclude, available, key)
+            return super()._recommend(users, k, candidates, key)
         scores = _unit_range(self.base.scores(users).astype(np.float64))
 
         async def one(row: int) -> None:
@@ -210,7 +196,7 @@ class LLMTexts(AskingRecommender):
                 scores[row] = (1 - self.reasoning) * scores[row] + self.reasoning * self._ground([said])
 
         self._each(one, range(len(users)), key)
-        return Slates(item_ids=top_k(scores, k, exclude, available))
+        return Slates(item_ids=top_k(scores, k, candidates))
 
 
 def _unit_range(scores: NDArray[np.float64]) -> NDArray[np.float64]:

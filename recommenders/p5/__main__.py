@@ -244,7 +244,7 @@ def _evaluate_words(recommender: Any, dataset: Any, split: Any, *, unseen: bool)
 
 def _recommend(options: argparse.Namespace) -> None:
     from recommenders.evaluation.offline import seen_mask
-    from simenv.slates import pack
+    from simenv.candidates import Candidates
 
     _, dataset, recommender = _load(options.folder)
     rows = {user: row for row, user in enumerate(dataset.user_ids)}
@@ -254,7 +254,8 @@ def _recommend(options: argparse.Namespace) -> None:
             f"--users {unknown[0]}: unknown in {dataset.name}; expected one of its {len(rows):,} user ids"
         )
     users = np.array([rows[user] for user in options.users])
-    slates = recommender.recommend(users, options.k, exclude=pack(seen_mask(dataset.interactions, users)))
+    candidates = Candidates.of(dataset.n_items, out=seen_mask(dataset.interactions, users))
+    slates = recommender.recommend(users, options.k, candidates)
     for user, items in zip(options.users, slates.item_ids, strict=True):
         print(f"user {user}")
         for place, item in enumerate(items[items >= 0], 1):
@@ -266,10 +267,10 @@ def _diagnose(options: argparse.Namespace) -> None:
 
     from recommenders.evaluation.lists import list_events, midrank_percentile, popularity_row
     from recommenders.evaluation.offline import rank_metrics, ranks, seen_mask
+    from simenv.candidates import Candidates
     from simenv.datasets.splits import leave_one_out
     from simenv.figures import plot_lift_against_history, plot_popularity_by_rank
     from simenv.randomness import Key
-    from simenv.slates import pack
 
     loaded = [_load(folder) for folder in options.folders]
     sources = {(card["dataset"], card["data"], card["full"]) for card, _, _ in loaded}
@@ -282,13 +283,13 @@ def _diagnose(options: argparse.Namespace) -> None:
         fitted[name] = getattr(import_module(module), kind)()
         fitted[name].fit(split.train, key=Key(loaded[0][0]["seed"]))
     percentile = midrank_percentile(split.train.item_counts())
-    exclude = pack(seen_mask(split.train, split.users))
+    candidates = Candidates.of(split.train.n_items, out=seen_mask(split.train, split.users))
     lengths = split.train.user_counts()
     sums = np.bincount(split.train.users, percentile[split.train.items], minlength=len(lengths))
     own = (sums / np.maximum(lengths, 1)).astype(np.float32)
     frames, rows = [], {}
     for arm, recommender in fitted.items():
-        slates = recommender.recommend(split.users, options.k, exclude=exclude).item_ids
+        slates = recommender.recommend(split.users, options.k, candidates).item_ids
         frames.append(list_events(slates, split.users, percentile, arm))
         hits = float(rank_metrics(ranks(recommender, split))["hr@10"].mean())
         row = popularity_row(slates, percentile, lengths[split.users], own[split.users])

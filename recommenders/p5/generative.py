@@ -22,11 +22,12 @@ from recommenders.p5.indexes.base import IndexSource, ItemIndex
 from recommenders.p5.indexes.build import build_index
 from recommenders.p5.networks.fast import FastModel, FastOptions
 from recommenders.p5.trie import EXACT_LIMIT, PathScorer, Trie, beam_items, item_scores
+from simenv.candidates import Candidates
 from simenv.datasets.base import Catalog, Dataset, IntArray, Interactions, LongArray
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.randomness import Key, Purpose, generator
 from simenv.records import record
-from simenv.slates import Slates, unpack
+from simenv.slates import Slates
 from simenv.training.histories import Histories
 from simenv.training.loop import Progress, Training, TrainingOptions, pick_device, validation_ndcg
 from simenv.training.processes import Processes
@@ -263,16 +264,9 @@ class GenerativeRecommender(Recommender):
     def _score(self, users: LongArray) -> NDArray[np.float32]:
         return self.score_histories(self.histories, users)
 
-    def _recommend(
-        self,
-        users: LongArray,
-        k: int,
-        exclude: NDArray[np.uint8] | None,
-        available: NDArray[np.bool_] | None,
-        key: Key,
-    ) -> Slates:
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         if self.is_exact:
-            return super()._recommend(users, k, exclude, available, key)
+            return super()._recommend(users, k, candidates, key)
         items = np.empty((len(users), k), np.int32)
         start = 0
         while start < len(users):
@@ -280,11 +274,7 @@ class GenerativeRecommender(Recommender):
             size = 4 * self.score_batch if large else self.score_batch  # two shapes, not any
             rows = slice(start, min(start + size, len(users)))
             start += size
-            allowed = np.ones((len(users[rows]), self.n_items), np.bool_)
-            if exclude is not None:
-                allowed &= ~unpack(exclude[rows], self.n_items)
-            if available is not None:
-                allowed &= available
+            allowed = candidates.rows(rows).mask()
             asked = np.resize(users[rows], size)
             items[rows] = self.beam(asked, k, np.resize(allowed, (size, self.n_items)))[: len(users[rows])]
         return Slates(item_ids=items)

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from recommenders.base import Recommender, top_k, user_items
 from recommenders.testing import KEY, RecommenderSuite, small_log
+from simenv.candidates import Candidates
 from simenv.errors import RecommenderError
-from simenv.slates import Slates, pack
+from simenv.slates import Slates
 
 
 class Given(Recommender):
@@ -23,9 +24,9 @@ class Given(Recommender):
     def _score(self, users):
         return self.given_scores if self.given_scores.ndim == 3 else self.given_scores[users]
 
-    def _recommend(self, users, k, exclude, available, key):
+    def _recommend(self, users, k, candidates, key):
         if self.given_slates is None:
-            return super()._recommend(users, k, exclude, available, key)
+            return super()._recommend(users, k, candidates, key)
         return Slates(item_ids=self.given_slates)
 
 
@@ -41,7 +42,8 @@ def test_top_k_is_a_stable_sort_of_the_allowed(seed, k, excludes, limits):
     scores = rng.integers(-3, 4, (5, 12)).astype(np.float32)  # many ties
     excluded = rng.random((5, 12)) < (0.5 if excludes else 0.0)
     available = rng.random(12) < (0.7 if limits else 2.0)
-    got = top_k(scores, k, pack(excluded) if excludes else None, available if limits else None)
+    candidates = Candidates.of(12, out=excluded if excludes else None, available=available if limits else None)
+    got = top_k(scores, k, candidates)
     for row in range(5):
         allowed = np.flatnonzero(~excluded[row] & available)
         best = allowed[np.argsort(-scores[row, allowed], kind="stable")][:k]
@@ -116,12 +118,12 @@ class Faulty(Recommender):
         drift = users.sum() if self.fault == "batch" else 0
         return np.tile(self.counts, (len(users), 1)) + users[:, None] % 7 * np.arange(60) + drift % 13
 
-    def _recommend(self, users, k, exclude, available, key):
+    def _recommend(self, users, k, candidates, key):
         if self.fault == "exclude":
-            exclude = None
+            candidates = Candidates.of(self.n_items, available=candidates.available)
         if self.fault == "available":
-            available = None
-        return super()._recommend(users, k, exclude, available, key)
+            candidates = Candidates.of(self.n_items, out=candidates.bits)
+        return super()._recommend(users, k, candidates, key)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from recommenders.oracle import Oracle
 from recommenders.papers import AttributeProfile, NewestInterleaved, SocialFiltering
 from recommenders.popularity import Popularity, Random
 from recommenders.testing import KEY, small_dataset, small_log
+from simenv.candidates import Candidates
 from simenv.errors import ConfigError, RecommenderError
 from simenv.randomness import Key
-from simenv.slates import pack
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_propensities_of_interleaving_are_the_frequencies(chaney):
     counts, expected = {}, {}
     n = 4000
     for t in range(n):
-        slates = mixed.recommend(np.array([0]), 2, exclude=pack(exclude), key=Key(t, 0))
+        slates = mixed.recommend(np.array([0]), 2, Candidates.of(60, out=exclude), key=Key(t, 0))
         pair = tuple(slates.item_ids[0].tolist())
         counts[pair] = counts.get(pair, 0) + 1
         expected[pair] = float(slates.propensity[0].prod())

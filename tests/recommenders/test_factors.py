@@ -8,10 +8,10 @@ import pytest
 from recommenders.factors import ALS, BPR, MF
 from recommenders.popularity import Popularity
 from recommenders.testing import KEY, small_log
+from simenv.candidates import Candidates
 from simenv.datasets.base import Interactions
 from simenv.errors import RecommenderError
 from simenv.randomness import Key
-from simenv.slates import pack
 
 
 def two_camps(seed=0):
@@ -37,7 +37,7 @@ def test_implicit_factors_find_the_planted_camps(kind):
     recommender.fit(log, key=KEY)
     seen = np.zeros((80, 60), np.bool_)
     seen[log.users, log.items] = True
-    slates = recommender.recommend(np.arange(80), 20, exclude=pack(seen)).item_ids
+    slates = recommender.recommend(np.arange(80), 20, Candidates.of(60, out=seen)).item_ids
     own = (slates < 30) == (np.arange(80)[:, None] < 40)
     assert own.mean() > 0.95  # chance: .4, for 20 of the 50 unseen items are of the user's camp
 

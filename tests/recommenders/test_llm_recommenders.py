@@ -15,11 +15,11 @@ from recommenders.llm import LLMRanker, LLMTexts, LLMToolUser, LLMWriter, Tellin
 from recommenders.llm.forms import FORMS
 from recommenders.llm.telling import PACKAGED, Teller
 from recommenders.popularity import Popularity, Random
+from simenv.candidates import pack
 from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.errors import ConfigError, RecommenderError
 from simenv.language_models import Completion, LanguageModelError
 from simenv.randomness import Key
-from simenv.slates import pack
 from tests.recommenders.taste_reader import TasteReader, reply
 
 CONF = Path(__file__).parents[2] / "conf" / "recommender"

@@ -14,10 +14,10 @@ from recommenders.linucb import LinUCB
 from recommenders.plackett_luce import PlackettLuce, slate_propensity
 from recommenders.popularity import Popularity
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
+from simenv.candidates import Candidates
 from simenv.datasets import Interactions
 from simenv.errors import ConfigError, RecommenderError
 from simenv.randomness import Key
-from simenv.slates import pack
 
 
 class TestPlackettLuce(RecommenderSuite):
@@ -55,8 +55,8 @@ def test_probabilities_of_all_slates_sum_to_one() -> None:
     slates = np.array(list(itertools.permutations(range(5), 3)))
     p = recommender.propensity(np.zeros(len(slates), int), slates)
     assert slate_propensity(p).sum() == pytest.approx(1.0)
-    exclude = pack(np.tile(np.arange(5) == 2, (len(slates), 1)))
-    p = recommender.propensity(np.zeros(len(slates), int), slates, exclude=exclude)
+    candidates = Candidates.of(5, out=(np.arange(5) == 2)[None, :])
+    p = recommender.propensity(np.zeros(len(slates), int), slates, candidates)
     assert slate_propensity(p).sum() == pytest.approx(1.0)
     assert (slate_propensity(p)[(slates == 2).any(axis=1)] == 0).all()
 
@@ -73,10 +73,10 @@ def test_slates_are_drawn_as_often_as_their_propensity_says() -> None:
 def test_logged_propensities_are_those_of_the_slates() -> None:
     recommender = PlackettLuce(ALS(embedding_size=4, epochs=2))
     recommender.fit(small_log())
-    exclude = pack(np.random.default_rng(0).random((40, 60)) < 0.3)
-    slates = recommender.recommend(np.arange(40), 6, exclude=exclude, key=KEY)
+    candidates = Candidates.of(60, out=np.random.default_rng(0).random((40, 60)) < 0.3)
+    slates = recommender.recommend(np.arange(40), 6, candidates, key=KEY)
     assert slates.propensity is not None
-    again = recommender.propensity(np.arange(40), slates.item_ids, exclude=exclude)
+    again = recommender.propensity(np.arange(40), slates.item_ids, candidates)
     np.testing.assert_array_equal(slates.propensity, again)
     assert (recommender.propensity(np.arange(2), np.array([[1, 1], [2, -1]]))[[0, 1], 1] == [0.0, 1.0]).all()
 

@@ -17,6 +17,7 @@ from recommenders.policy import PolicyRecommender, RecommenderPolicy, sb3_policy
 from recommenders.popularity import Popularity, Random
 from recommenders.rerank import EpsilonGreedy
 from recommenders.testing import RecommenderSuite, small_dataset, small_log
+from simenv.candidates import Candidates
 from simenv.datasets import Dataset, synthetic
 from simenv.envs.slate import SlateEnv
 from simenv.envs.vector import SlateVectorEnv
@@ -67,7 +68,7 @@ def test_its_slate_is_served_without_what_must_not_be_shown(world: Dataset) -> N
     rest = [item for item in best if item not in (5, 7, 9)][:2]
     assert recommender.recommend(np.arange(2), 5).item_ids.tolist() == [[5, 9, 7, *rest]] * 2
     available = np.arange(60) != 9
-    assert recommender.recommend(np.arange(1), 2, available=available).item_ids.tolist() == [[5, 7]]
+    assert recommender.recommend(np.arange(1), 2, Candidates.of(60, available=available)).item_ids.tolist() == [[5, 7]]
 
 
 def test_a_policy_runs_in_the_loop(world: Dataset) -> None:
@@ -139,7 +140,7 @@ def test_first_pages_are_the_recommenders_own_slates(world: Dataset) -> None:
         observation, _ = env.reset(seed=0, options={"user": user})
         mask = np.zeros((1, 60), np.bool_)
         mask[0, seen.items[seen.users == user]] = True
-        expected = alone.recommend(np.array([user]), 5, exclude=np.packbits(mask, axis=1, bitorder="little"))
+        expected = alone.recommend(np.array([user]), 5, Candidates.of(60, out=mask))
         assert policy(observation).tolist() == expected.item_ids[0].tolist()
 
 

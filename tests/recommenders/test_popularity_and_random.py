@@ -4,10 +4,10 @@ import pytest
 from recommenders.oracle import Oracle
 from recommenders.popularity import Popularity, Random
 from recommenders.testing import KEY, small_log, small_truth
+from simenv.candidates import Candidates
 from simenv.datasets.base import Interactions
 from simenv.errors import RecommenderError
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import pack
 
 
 def log_of(items, n_items=5):
@@ -26,8 +26,8 @@ def test_popularity_by_hand():
     recommender = Popularity()
     recommender.fit(log_of([3, 3, 3, 1, 1, 2, 4, 4]))
     np.testing.assert_array_equal(recommender.recommend(np.array([0]), 5).item_ids, [[3, 1, 4, 2, 0]])
-    seen = pack(np.array([[False, False, False, True, False]]))
-    np.testing.assert_array_equal(recommender.recommend(np.array([1]), 2, exclude=seen).item_ids, [[1, 4]])
+    seen = Candidates.of(5, out=np.array([[False, False, False, True, False]]))
+    np.testing.assert_array_equal(recommender.recommend(np.array([1]), 2, seen).item_ids, [[1, 4]])
     recommender.update(log_of([2, 2, 2]))
     np.testing.assert_array_equal(recommender.recommend(np.array([0]), 2).item_ids, [[2, 3]])
 
@@ -38,7 +38,7 @@ def test_popularity_slates_are_its_scores_ranked():
     recommender.fit(log)
     excluded = np.random.default_rng(0).random((40, 60)) < 0.8
     available = np.arange(60) % 4 > 0
-    slates = recommender.recommend(np.arange(40), 12, exclude=pack(excluded), available=available)
+    slates = recommender.recommend(np.arange(40), 12, Candidates.of(60, out=excluded, available=available))
     scores = recommender.scores(np.arange(40))
     for row in range(40):
         allowed = np.flatnonzero(~excluded[row] & available)
@@ -53,7 +53,7 @@ def test_random_slates_are_the_keyed_uniforms_ranked():
     excluded = np.random.default_rng(0).random((40, 60)) < 0.5
     draws = np.where(excluded, -1, uniforms(key, Purpose.RANDOM_SLATE, users[:, None], np.arange(60)))
     expected = np.argsort(-draws, axis=1, kind="stable")[:, :8]
-    slates = recommender.recommend(users, 8, exclude=pack(excluded), key=key)
+    slates = recommender.recommend(users, 8, Candidates.of(60, out=excluded), key=key)
     np.testing.assert_array_equal(slates.item_ids, expected)
     np.testing.assert_allclose(slates.propensity, 1 / ((~excluded).sum(axis=1)[:, None] - np.arange(8)))
 

@@ -8,9 +8,9 @@ from recommenders.oracle import Oracle
 from recommenders.popularity import Popularity, Random
 from recommenders.rerank import Calibrated, EpsilonGreedy, PopularityPenalty
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log, small_truth
+from simenv.candidates import Candidates
 from simenv.errors import ConfigError, RecommenderError
 from simenv.randomness import Key
-from simenv.slates import pack
 
 USERS = np.arange(40)
 
@@ -100,7 +100,7 @@ def test_propensity_is_the_frequency_of_an_item_at_its_rank_given_the_ranks_befo
     seen: dict[tuple[int, ...], dict[int, int]] = {}
     logged: dict[tuple[int, ...], dict[int, float]] = {}
     for r in range(1500):
-        slates = recommender.recommend(USERS, 3, exclude=pack(excluded), key=Key(9, round=r))
+        slates = recommender.recommend(USERS, 3, Candidates.of(60, out=excluded), key=Key(9, round=r))
         for items, propensity in zip(slates.item_ids.tolist(), slates.propensity.tolist(), strict=True):
             for rank in range(3):
                 before, item = tuple(items[:rank]), items[rank]

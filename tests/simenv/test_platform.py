@@ -261,8 +261,8 @@ def test_a_recommender_that_returns_nonsense_is_named(world: Dataset) -> None:
     class Broken(Popularity):
         name = "broken"
 
-        def _recommend(self, users: Any, k: int, exclude: Any, available: Any, key: Any) -> Any:
-            slates = super()._recommend(users, k, exclude, available, key)
+        def _recommend(self, users: Any, k: int, candidates: Any, key: Any) -> Any:
+            slates = super()._recommend(users, k, candidates, key)
             if key.round == 2:
                 slates.item_ids[7, 1] = 5000
             return slates

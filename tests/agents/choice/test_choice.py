@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from agents.choice.model import ChoiceModel, RankAcceptance, first_copies
+from simenv.candidates import Candidates
 from simenv.datasets import Dataset
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, uniforms
@@ -253,7 +254,9 @@ def test_best_utility_and_utility_agree(world: Dataset) -> None:
     seen = np.unpackbits(exclude, axis=1, count=world.n_items, bitorder="little").astype(bool)
     utility = np.where(seen, -1, users.utility(everyone))
     expected = np.sort(utility, axis=1)[:, ::-1][:, :10].mean(axis=1)
-    np.testing.assert_allclose(users.best_utility(everyone, 10, exclude), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        users.best_utility(everyone, 10, Candidates.of(world.n_items, out=exclude)), expected, rtol=1e-5
+    )
 
 
 def test_unaided_slates_follow_plackett_luce(world: Dataset) -> None:

@@ -4,9 +4,9 @@ import pytest
 from agents.choice.classics import DriftingInterest, RankDiscountedChoice, beta_around, chosen_by_rank
 from experiments.replications.chaney2018 import world as chaney_world
 from experiments.replications.jiang2019 import world as jiang_world
+from simenv.candidates import Candidates, unpack
 from simenv.errors import ConfigError
 from simenv.randomness import Key
-from simenv.slates import pack, unpack
 
 
 def chaney_users(repeat="never", **options):
@@ -35,14 +35,16 @@ def test_best_utility_is_the_mean_of_the_best_allowed():
     available[50:] = False
     allowed = np.where(exclude | ~available, -1.0, users.table)
     expected = -np.sort(-allowed, axis=1)[:, :k].mean(axis=1)
-    np.testing.assert_allclose(users.best_utility(rows, k, pack(exclude), available), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        users.best_utility(rows, k, Candidates.of(60, out=exclude, available=available)), expected, rtol=1e-6
+    )
 
 
 def test_best_utility_where_fewer_are_left_and_where_none_is():
     _, users = chaney_users()
     exclude = np.ones((2, 60), bool)
     exclude[0, 5] = False
-    best = users.best_utility(np.array([3, 4]), 4, pack(exclude))
+    best = users.best_utility(np.array([3, 4]), 4, Candidates.of(60, out=exclude))
     assert best[0] == pytest.approx(users.table[3, 5])
     assert np.isnan(best[1])
 
@@ -52,8 +54,9 @@ def test_unaided_slates_follow_taste_and_leave_out_what_is_excluded():
     rows = np.arange(12)
     exclude = np.zeros((12, 60), bool)
     exclude[:, :10] = True
-    own = users.unaided_slates(rows, 10, Key(1), awareness=0.0, taste=5.0, exclude=pack(exclude))
-    blind = users.unaided_slates(rows, 10, Key(1), awareness=0.0, taste=0.0, exclude=pack(exclude))
+    candidates = Candidates.of(60, out=exclude)
+    own = users.unaided_slates(rows, 10, Key(1), candidates, awareness=0.0, taste=5.0)
+    blind = users.unaided_slates(rows, 10, Key(1), candidates, awareness=0.0, taste=0.0)
     assert own.min() >= 10
     mean = [np.take_along_axis(users.table, slates.astype(int), 1).mean() for slates in (own, blind)]
     assert mean[0] > 1.5 * mean[1]

@@ -12,11 +12,12 @@ import pytest
 from agents.choice.model import ChoiceModel
 from agents.population.rows import Dynamics, Population
 from agents.population.user_agent import UserAgent, release
+from simenv.candidates import unpack
 from simenv.datasets import Dataset
 from simenv.errors import ConfigError
 from simenv.platform import Platform
 from simenv.randomness import Key
-from simenv.slates import Responses, unpack
+from simenv.slates import Responses
 
 
 def make(world: Dataset, repeat: str = "never", memory_size: int = 4, **dynamics: float) -> Population:

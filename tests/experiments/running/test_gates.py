@@ -22,10 +22,10 @@ from experiments.running.gates import (
     same_digests,
     same_first_round,
 )
+from simenv.candidates import unpack
 from simenv.errors import GateError
 from simenv.events import Events
 from simenv.platform import Platform, Schedule
-from simenv.slates import unpack
 
 USERS, ITEMS, K, ROUNDS = 60, 120, 6, 4
 PERCENTILE = (np.arange(ITEMS) + 0.5) / ITEMS

@@ -34,8 +34,8 @@ class Broken(Popularity):
 
     name = "broken"
 
-    def _recommend(self, users: Any, k: int, exclude: Any, available: Any, key: Any) -> Any:
-        slates = super()._recommend(users, k, exclude, available, key)
+    def _recommend(self, users: Any, k: int, candidates: Any, key: Any) -> Any:
+        slates = super()._recommend(users, k, candidates, key)
         if key.round == 3:
             slates.item_ids[0, 0] = 10_000
         return slates

@@ -8,8 +8,8 @@ import pytest
 
 from recommenders.neighbours import SeqKNN
 from recommenders.popularity import Popularity
+from simenv.candidates import Candidates
 from simenv.datasets import load
-from simenv.slates import pack
 
 pytestmark = pytest.mark.realdata
 
@@ -34,7 +34,7 @@ def leave_one_out(recommender, log):
         seen = np.zeros((len(users), log.n_items), np.bool_)
         mine = (train.users >= users[0]) & (train.users <= users[-1])
         seen[train.users[mine] - users[0], train.items[mine]] = True
-        slates = recommender.recommend(users, 10, exclude=pack(seen)).item_ids
+        slates = recommender.recommend(users, 10, Candidates.of(log.n_items, out=seen)).item_ids
         hits.append(slates == log.items[last[users]][:, None])
     hits = np.concatenate(hits)
     return hits.any(axis=1).mean(), (hits / np.log2(np.arange(10) + 2)).sum(axis=1).mean()

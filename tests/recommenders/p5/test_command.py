@@ -10,9 +10,9 @@ from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.p5 import __main__ as command
 from recommenders.p5.language.prompts import FAMILIES
 from recommenders.testing import small_dataset, small_log
+from simenv.candidates import Candidates
 from simenv.datasets import synthetic
 from simenv.datasets.splits import leave_one_out
-from simenv.slates import pack
 
 TINY = [
     "network.embedding_size=8",
@@ -59,7 +59,7 @@ def test_train_evaluate_recommend(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(lines) == 10
     seen = np.zeros((1, 60), np.bool_)
     seen[0, dataset.interactions.items[dataset.interactions.users == 3]] = True
-    expected = recommender.recommend(np.array([3]), 4, exclude=pack(seen)).item_ids[0]
+    expected = recommender.recommend(np.array([3]), 4, Candidates.of(60, out=seen)).item_ids[0]
     assert [line.split(". ", 1)[1] for line in lines[1:5]] == [dataset.catalog.titles[item] for item in expected]
 
 

@@ -12,11 +12,11 @@ from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.p5.generative import Decoding, P5Fast
 from recommenders.p5.trie import Trie
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
+from simenv.candidates import Candidates
 from simenv.datasets.base import Interactions
 from simenv.datasets.splits import leave_one_out
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.randomness import Key
-from simenv.slates import pack
 from simenv.training.histories import Histories
 from simenv.training.loop import validation_ndcg
 from tests.recommenders.flat import flat
@@ -98,10 +98,10 @@ def test_a_wide_beam_and_exact_mode_agree(n):
     recommender = tiny(decoding="exact")
     recommender.fit(small_log(), key=KEY)
     users = np.arange(n) % 40
-    exclude = pack(np.random.default_rng(0).random((n, 60)) < 0.3)
-    exact = recommender.recommend(users, 10, exclude=exclude).item_ids
+    candidates = Candidates.of(60, out=np.random.default_rng(0).random((n, 60)) < 0.3)
+    exact = recommender.recommend(users, 10, candidates).item_ids
     recommender.decoding = Decoding(kind="beam", beam_width=500)
-    np.testing.assert_array_equal(recommender.recommend(users, 10, exclude=exclude).item_ids, exact)
+    np.testing.assert_array_equal(recommender.recommend(users, 10, candidates).item_ids, exact)
 
 
 def test_scores_are_log_probabilities_over_the_catalogue():
