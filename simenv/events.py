@@ -50,30 +50,19 @@ class Events:
         """These rows (indices, a mask or a slice)."""
         return Events(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
-    def responses(self, k: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int32], Responses]:
-        """Events of one page number of one round as users (B,), slates (B, k), -1 = empty, and what they did.
-
-        Nobody leaves: the log does not say who did.
+    def pages(self, k: int | None = None) -> Pages:
+        """The impressions page by page, in the order of round, page, user.
 
         Args:
-            k: slots of a slate; None = as many as were filled.
+            k: slots of a slate; None = as many as the longest page has.
         """
-        users, row = np.unique(self.user.astype(np.int64), return_inverse=True)
-        shape = (len(users), int(self.rank.max(initial=-1)) + 1 if k is None else k)
-
-        def grid(values: NDArray[Any], empty: Any) -> NDArray[Any]:
-            found = np.full(shape, empty, values.dtype)
-            found[row, self.rank] = values
-            return found
-
-        did = Responses(
-            examined=grid(self.examined, False),
-            clicked=grid(self.clicked, False),
-            ratings=grid(self.rating, np.nan),
-            utility=grid(self.true_utility, np.nan),
-            exited=np.zeros(len(users), np.bool_),
-        )
-        return users, grid(self.item, -1), did
+        order = np.lexsort((self.rank, self.user, self.page, self.round))
+        events = self.take(order)
+        stamp = np.stack([events.round, events.page, events.user])
+        first = np.ones(len(events), np.bool_)
+        first[1:] = (stamp[:, 1:] != stamp[:, :-1]).any(axis=0)
+        width = int(self.rank.max(initial=-1)) + 1 if k is None else k
+        return Pages(events=events, starts=np.flatnonzero(first), row=np.cumsum(first) - 1, k=width)
 
     @classmethod
     def concat(cls, parts: list[Events]) -> Events:
@@ -88,6 +77,41 @@ class Events:
         types: dict[str, Any] = {"round": np.int32, "page": np.int16, "user": np.int32, "item": np.int32}
         types |= {"rank": np.int16, "propensity": np.float64, "examined": np.bool_, "clicked": np.bool_}
         return cls(**{f.name: np.zeros(0, types.get(f.name, np.float32)) for f in fields(cls)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pages:
+    """Impressions as n pages of `k` slots."""
+
+    events: Events  # page after page, top of the slate first
+    starts: NDArray[np.int64]  # (n,), first row of each page
+    row: NDArray[np.int64]  # page of each event
+    k: int
+
+    @property
+    def users(self) -> NDArray[np.int64]:
+        return self.events.user[self.starts].astype(np.int64)
+
+    @property
+    def slates(self) -> NDArray[np.int32]:
+        """Items (n, k), -1 = empty."""
+        return self.grid(self.events.item, -1)
+
+    def grid(self, values: NDArray[Any], empty: Any) -> NDArray[Any]:
+        """Values of the events as (n, k), with `empty` in empty slots."""
+        found = np.full((len(self.starts), self.k), empty, values.dtype)
+        found[self.row, self.events.rank] = values
+        return found
+
+    def responses(self) -> Responses:
+        """What the users did. Nobody leaves: the log does not say who did."""
+        return Responses(
+            examined=self.grid(self.events.examined, False),
+            clicked=self.grid(self.events.clicked, False),
+            ratings=self.grid(self.events.rating, np.nan),
+            utility=self.grid(self.events.true_utility, np.nan),
+            exited=np.zeros(len(self.starts), np.bool_),
+        )
 
 
 class EventWriter:

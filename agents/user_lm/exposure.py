@@ -212,8 +212,9 @@ class _Reenactment(LLMUser):
 
     def happen(self, page: Events, key: Key) -> None:
         """Let the pages of one moment, a page for each user, happen to the users."""
-        users, slates, self._happened = page.responses()
-        self.respond(users, slates, key)
+        pages = page.pages()
+        self._happened = pages.responses()
+        self.respond(pages.users, pages.slates, key)
 
     def _respond(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Responses:
         self._stated = np.full(len(users), np.nan, np.float32)

@@ -49,17 +49,12 @@ class LoggedPages:
         kept = events.take(events.page == 0) if first_pages else events
         if len(kept) == 0:
             raise DataError("log: no impressions; expected at least one page")
-        order = np.lexsort((kept.rank, kept.page, kept.user, kept.round))
-        kept = kept.take(order)
-        stamp = np.stack([kept.round, kept.user, kept.page])
-        starts = np.r_[True, (stamp[:, 1:] != stamp[:, :-1]).any(axis=0)]
-        page = np.cumsum(starts) - 1
-        shape = (int(page[-1]) + 1, int(kept.rank.max()) + 1)
-        slates, clicked, propensity = np.full(shape, -1), np.zeros(shape, np.bool_), np.ones(shape)
-        slates[page, kept.rank], clicked[page, kept.rank] = kept.item, kept.clicked
-        propensity[page, kept.rank] = kept.propensity
+        pages = kept.pages()
         return cls(
-            users=kept.user[starts].astype(np.int64), slates=slates, clicked=clicked, propensity=propensity
+            users=pages.users,
+            slates=pages.slates.astype(np.int64),
+            clicked=pages.grid(pages.events.clicked, False),
+            propensity=pages.grid(pages.events.propensity, 1.0),
         ).checked()
 
     def checked(self) -> LoggedPages:

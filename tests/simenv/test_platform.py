@@ -72,7 +72,8 @@ def test_events_of_a_page_are_slates_and_responses_again(world: Dataset) -> None
     page = log[1].take(log[1].page == 1)
     assert 0 < len(np.unique(page.user)) < world.n_users
     page = page.take(np.random.default_rng(0).permutation(len(page)))
-    users, slates, did = page.responses(7)
+    pages = page.pages(7)
+    users, slates, did = pages.users, pages.slates, pages.responses()
     assert slates.shape == did.examined.shape == (len(np.unique(page.user)), 7)
     assert (slates[:, 5:] == -1).all()
     assert not did.exited.any()
@@ -82,7 +83,7 @@ def test_events_of_a_page_are_slates_and_responses_again(world: Dataset) -> None
         told = (page.item, page.examined, page.clicked, page.rating, page.true_utility)
         for values, grid in zip(told, (slates, did.examined, did.clicked, did.ratings, did.utility), strict=True):
             np.testing.assert_equal(grid[place], values[number])
-    np.testing.assert_array_equal(page.responses()[1], slates[:, :5])
+    np.testing.assert_array_equal(page.pages().slates, slates[:, :5])
 
 
 def test_the_log_the_recommender_learns_from(world: Dataset) -> None:
