@@ -15,7 +15,7 @@ from recommenders.llm import LLMRanker, LLMTexts, LLMToolUser, LLMWriter, Tellin
 from recommenders.llm.forms import FORMS
 from recommenders.llm.telling import PACKAGED, Teller
 from recommenders.popularity import Popularity, Random
-from simenv.candidates import pack
+from simenv.candidates import Candidates
 from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.errors import ConfigError, RecommenderError
 from simenv.language_models import Completion, LanguageModelError
@@ -89,8 +89,8 @@ def in_taste(dataset, items) -> float:
     return float((genre[items] == np.arange(N_USERS)[:, None] % 4).mean())
 
 
-def slates(recommender, k=3, key=None, exclude=None):
-    return recommender.recommend(np.arange(N_USERS), k, key=key or Key(0), exclude=exclude).item_ids
+def slates(recommender, k=3, key=None, candidates=None):
+    return recommender.recommend(np.arange(N_USERS), k, candidates, key=key or Key(0)).item_ids
 
 
 def preset(name: str, model, **changes):
@@ -244,7 +244,7 @@ def test_excluded_items_stay_out_and_short_slates_are_padded(dataset):
     seen = np.zeros((N_USERS, N_ITEMS), bool)
     seen[:, 2:] = True
     for arm in (LLMRanker(Popularity(), TasteReader()), LLMWriter(Popularity(), Speaker())):
-        items = slates(fitted(arm, dataset), exclude=pack(seen))
+        items = slates(fitted(arm, dataset), candidates=Candidates.of(dataset.n_items, out=seen))
         assert set(items.ravel()) <= {-1, 0, 1}
         assert (items[:, 2] == -1).all()
 
