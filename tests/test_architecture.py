@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,12 @@ def test_functions_have_at_most_ten_parameters() -> None:
                 names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
                 count = len([name for name in names if name not in ("self", "cls")]) + bool(given.kwarg)
                 assert count <= most, f"{path.relative_to(ROOT)}: {node.name} has {count} parameters"
+
+
+def test_what_packages_promise_is_there() -> None:
+    """Every name in an `__all__`, lazy ones too."""
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("__init__.py"):
+            face = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
+            for name in getattr(face, "__all__", ()):
+                assert getattr(face, name) is not None, f"{face.__name__}.{name}"
