@@ -1,12 +1,13 @@
 # make bias-loop   the main job, on a fresh machine
 # make llm-users   users played by a language model, from its training to the report, offline
 # make test        set up everything, then the default tests
+# make docs        the documentation as a site
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
-.PHONY: setup bias-loop llm-users test test-slow check format bench clean
+.PHONY: setup bias-loop llm-users test test-slow check format docs bench clean
 
 # What a first look needs; no torch.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -52,6 +53,14 @@ format: $(VENV)/all
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The site, into site/; a link that leads nowhere fails it.
+$(VENV)/docs: $(VENV)/base
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/docs
+	$(BIN)/zensical build --clean --strict
+
 bench: $(VENV)/all
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/classical_recommenders.py
@@ -61,5 +70,5 @@ bench: $(VENV)/all
 	$(BIN)/python benchmarks/user_lm.py speed
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands."""
+"""What the README shows runs as it stands, and what the pages name exists."""
 
 from __future__ import annotations
 
@@ -29,11 +29,21 @@ def test_python_block_runs(block: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_files_that_the_readme_names_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_experiments_that_the_readme_names_exist() -> None:
-    for name in re.findall(r"\+experiment=(\w+)", README):
-        assert (ROOT / "conf" / "experiment" / f"{name}.yaml").is_file(), name
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+    for name in re.findall(r"\+experiment=(\w+)", text):
+        assert name == "NAME" or (ROOT / "conf" / "experiment" / f"{name}.yaml").is_file(), name
+    for name in re.findall(r"^::: (\S+)", text, re.M):
+        module = ROOT / name.replace(".", "/")
+        assert module.with_suffix(".py").is_file() or (module / "__init__.py").is_file(), name
+
+
+def test_the_site_has_every_page() -> None:
+    listed = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in PAGES[2:])
