@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from agents.population.rows import Dynamics, Population
 from agents.population.traits import Traits
+from simenv import checks
 from simenv.candidates import Candidates, insert, is_out
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray, RatingScale, Tastes
-from simenv.errors import ConfigError, SimenvError
+from simenv.errors import SimenvError
 from simenv.randomness import Key, Purpose, fold, prefix, to_uniform
 from simenv.slates import Responses
 
@@ -219,8 +220,7 @@ def aligned(users: NDArray[Any], slates: NDArray[Any]) -> tuple[LongArray, NDArr
 
 def require(condition: bool, option: str, value: object, expected: str) -> None:
     """Raise a ConfigError that names an agent's option unless `condition` holds."""
-    if not condition:
-        raise ConfigError(f"agent.{option}={value}: expected {expected}")
+    checks.require(condition, f"agent.{option}", value, expected)
 
 
 @nb.njit(inline="always", cache=True)

@@ -15,6 +15,7 @@ from typing import Any
 from experiments.running import course
 from experiments.running.course import Claims, Run
 from experiments.running.design import Design, spec_from_conf
+from simenv import checks
 from simenv.conclusions.claims import Claim, flips, judge, seed_differences, sign_changes
 from simenv.conclusions.standard import standard_claims
 from simenv.conclusions.statistics import variance_split
@@ -42,12 +43,9 @@ class Settings(course.Settings):
         for metric in self.margins:
             if metric not in names:
                 raise ConfigError(f"margins.{metric}: no such metric; expected one of {', '.join(names)}")
-        if not 0 < self.alpha < 1:
-            raise ConfigError(f"alpha={self.alpha}: expected a number in (0, 1)")
+        checks.share("alpha", self.alpha, open_low=True, open_high=True)
         for name in ("robustness_seeds", "variance_worlds"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"{name}={value}: expected a whole number, at least 0")
+            checks.whole(name, getattr(self, name))
 
     @cached_property
     def primary_claim(self) -> Claim | None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv import checks
 from simenv.candidates import Candidates, pack
 from simenv.datasets.base import Dataset, Interactions
 from simenv.errors import ConfigError, RunDirectoryError
@@ -97,17 +98,13 @@ class Schedule:
     awareness: float = 0.5
 
     def __post_init__(self) -> None:
+        checks.check_fields(self)
         for name in ("slate_size", "max_pages", "retrain_every", "window", "arrival_rounds"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}={value}: expected a whole number, at least 1")
+            checks.whole(name, getattr(self, name), 1)
         for name in ("arriving_users", "arriving_items", "attrition"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected a share in [0, 1]")
-        if not 0 < self.activity <= 1:
-            raise ConfigError(f"activity={self.activity}: expected a share in (0, 1]")
-        if self.retrain not in RETRAIN:
-            raise ConfigError(f"retrain={self.retrain}: expected one of {', '.join(RETRAIN)}")
+            checks.share(name, getattr(self, name))
+        checks.share("activity", self.activity, open_low=True)
+        checks.one_of("retrain", self.retrain, RETRAIN)
 
 
 class Platform(Model):

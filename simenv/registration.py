@@ -18,6 +18,7 @@ from typing import Any
 
 import gymnasium
 
+from simenv import checks
 from simenv.errors import ConfigError
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -129,6 +130,7 @@ def _built(value: Any, what: str) -> Any:
     if missing:
         raise ConfigError(f"{what}: expected a value for {', '.join(missing)}")
     target = _allowed(str(value["_target_"]), what)
+    checks.conform(target, options, f"{what}.")
     try:
         return target(**options)
     except TypeError as error:

@@ -36,7 +36,7 @@ from experiments.realism.tests import REAL, Matrix, Row, UserBootstrap
 from experiments.running import course
 from experiments.running.course import Claims, Run
 from experiments.running.design import Design
-from simenv.errors import ConfigError
+from simenv import checks
 from simenv.slates import asks_model
 
 HARD = f"{KINDS[0]} 1:1"  # the protocol the verdict goes by
@@ -66,14 +66,9 @@ class Settings(course.Settings):
     unseen: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.holdout, bool) or not 0 < self.holdout < 1:
-            raise ConfigError(f"holdout={self.holdout}: expected a share in (0, 1)")
+        checks.share("holdout", self.holdout, open_low=True, open_high=True)
         for name, low in (("candidates", 2 * max(RATIOS) + 2), ("draws", 1), ("judged_users", 1)):
-            value = getattr(self, name)
-            if value is None and name == "judged_users":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigError(f"{name}={value}: expected a whole number, at least {low}")
+            checks.whole(name, getattr(self, name), low, none=name == "judged_users")
 
     def designs(self) -> dict[str, Design]:
         """Nothing is played: of the design only data, agent, tastes and seeds matter."""

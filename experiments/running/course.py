@@ -35,6 +35,7 @@ from experiments.running.directory import (
     write_world_tables,
 )
 from experiments.running.workers import run_jobs
+from simenv import checks
 from simenv.candidates import Candidates
 from simenv.errors import ConfigError
 from simenv.platform import TWIN_PAGES
@@ -66,7 +67,9 @@ class Settings:
         own = [f.name for f in fields(cls) if f.name != "design"]
         if missing := [name for name in own if name not in config]:
             raise ConfigError(f"{missing[0]}: missing; expected a key of the experiment's configuration")
-        return cls(design=design_from(config), **{name: config[name] for name in own})
+        values = {name: config[name] for name in own}
+        checks.conform(cls, values)
+        return cls(design=design_from(config), **values)
 
     def designs(self) -> dict[str, Design]:
         """What is played, by sub-folder; "" is the run directory itself."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 from agents.base import UserModel
 from agents.population.traits import Traits
 from agents.tastes.structures import TasteModel
+from simenv import checks
 from simenv.datasets.base import Dataset, Tastes
 from simenv.datasets.splits import hold_out
 from simenv.errors import ConfigError, MissingExtraError, SimenvError
 from simenv.metrics.reference import Reference
 from simenv.platform import Mode, Platform, Schedule
-from simenv.records import check_known
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # At the top of a checkout, where it is edited; inside the package in an installed copy.
@@ -102,20 +102,15 @@ class Design:
     probe: str | None = None
 
     def __post_init__(self) -> None:
+        checks.check_fields(self)
         for name, low in (("seed", 0), ("n_seeds", 1), ("rounds", 1), ("record_every", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigError(f"{name}={value}: expected a whole number, at least {low}")
+            checks.whole(name, getattr(self, name), low)
+        checks.whole("seed + n_seeds", self.seed + self.n_seeds)
         for name in ("n_users", "n_items"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name}={value}: expected null (all) or a whole number, at least 1")
-        if not _is_number(self.holdout) or not 0 <= self.holdout < 1:
-            raise ConfigError(f"holdout={self.holdout}: expected a share in [0, 1)")
-        if self.user_fraction is not None and (not _is_number(self.user_fraction) or not 0 < self.user_fraction <= 1):
-            raise ConfigError(f"user_fraction={self.user_fraction}: expected null or a share in (0, 1]")
-        if self.repeat not in ("never", "cooldown", "always"):
-            raise ConfigError(f"repeat={self.repeat}: expected never, cooldown or always")
+            checks.whole(name, getattr(self, name), 1, none=True)
+        checks.share("holdout", self.holdout, open_high=True)
+        checks.share("user_fraction", self.user_fraction, open_low=True, none=True)
+        checks.one_of("repeat", self.repeat, ("never", "cooldown", "always"))
         if not self.arms:
             raise ConfigError("arms=[]: expected at least one arm")
         for arm, mode in self.arms:
@@ -171,7 +166,12 @@ class Design:
 
     def make_recommender(self, arm: str) -> Any:
         """A fresh, unfitted recommender; None for arm ``none``."""
-        return None if arm == "none" else build(self.recommenders[arm], f"recommenders.{arm}")
+        if arm == "none":
+            return None
+        made = build(self.recommenders[arm], f"recommenders.{arm}")
+        if not all(callable(getattr(made, name, None)) for name in ("fit", "recommend")):
+            raise ConfigError(f"recommenders.{arm}={made!r}: expected a recommender, such as {{_target_: PATH}}")
+        return made
 
     def make_probe(self) -> Callable[[Platform], Mapping[str, float]] | None:
         """The function that `probe` names."""
@@ -286,6 +286,9 @@ def expand_arms(arms: Iterable[str], modes: Iterable[str], references: Iterable[
 
     An arm may also be written with its own mode, as in ``als:organic``.
     """
+    for name, given in (("arms", arms), ("modes", modes), ("references", references)):
+        listed = isinstance(given, Collection) and not isinstance(given, str)
+        checks.require(listed and all(isinstance(each, str) for each in given), name, given, "a list, each text")
     pairs = []
     for arm in arms:
         name, _, mode = arm.partition(":")
@@ -329,14 +332,17 @@ def build(spec: Spec, what: str, **options: Any) -> Any:
 
 
 def _check_options(spec: Mapping[str, Any], what: str, extra: Mapping[str, Any]) -> None:
-    """Name an option that the target does not take, before hydra wraps the TypeError into several lines."""
+    """Hold the options of a spec, and of specs within it, against the annotations of what will take them."""
     from hydra.utils import get_object
 
     try:
         target = get_object(str(spec["_target_"]))
-        check_known([name for name in (*spec, *extra) if not name.startswith("_")], target, what)
-    except (ImportError, KeyError, TypeError, ValueError):
+    except (ImportError, KeyError, ValueError):
         return  # instantiate reports it
+    checks.conform(target, {**spec, **extra}, f"{what}.")
+    for name, value in spec.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_options(value, f"{what}.{name}", {})
 
 
 def without_carrying(spec: Any) -> Any:
@@ -385,10 +391,6 @@ def spec_from_conf(group: str, name: str) -> Any:
         raise ConfigError(f"{group} '{name}': unknown; expected one of {known}")
     spec: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     return spec[name] if group == "recommender" else spec
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

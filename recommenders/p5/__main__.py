@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from simenv.checks import check_known
 from simenv.errors import ConfigError, RunDirectoryError, SimenvError
-from simenv.records import check_known, nested
+from simenv.records import nested
 
 DESCRIPTION = "Train, evaluate, ask and diagnose P5 and p5-fast."
 WITH_WORDS = {  # where users write reviews: words take many rows to learn
@@ -104,7 +105,7 @@ def make(model: str, settings: dict[str, Any]) -> Any:
 
     kind: type = {"p5": P5, "p5-fast": P5Fast}[model]
     options = nested(settings)
-    check_known(options, kind, model)
+    check_known(options, kind, f"{model}.")
     try:
         return kind(**options)
     except TypeError as error:

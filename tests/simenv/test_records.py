@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from simenv.checks import check_known, parameters, place_of
 from simenv.errors import ConfigError
-from simenv.records import check_known, nested, parameters, place_of, record
+from simenv.records import nested, record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +57,8 @@ def test_options_are_those_of_the_base_classes_too() -> None:
 def test_an_option_that_lies_in_a_record_is_pointed_to() -> None:
     assert place_of("fan", Cake) == "oven.fan"
     assert place_of("grill", Cake) is None
-    check_known(["sugar", "oven"], Cake, "cake")
+    check_known(["sugar", "oven"], Cake, "cake.")
     with pytest.raises(ConfigError, match=r"^cake\.fan: unknown option; it is cake\.oven\.fan$"):
-        check_known(["sugar", "fan"], Cake, "cake")
+        check_known(["sugar", "fan"], Cake, "cake.")
     with pytest.raises(ConfigError, match=r"^cake\.grill: unknown option; Cake takes sugar, oven, minutes$"):
-        check_known(["grill"], Cake, "cake")
+        check_known(["grill"], Cake, "cake.")
