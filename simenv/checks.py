@@ -266,7 +266,9 @@ def _frozen(value: Any) -> Any:
 
 def _said(value: object) -> str:
     text = " ".join(("null" if value is None else value if isinstance(value, str) else repr(value)).split())
-    text = {"True": "true", "False": "false", "": "''"}.get(text, text)
+    text = {"True": "true", "False": "false"}.get(text, text)
+    if isinstance(value, str) and (not text or text[0].isdigit()):
+        text = repr(text)  # not to be taken for a number
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

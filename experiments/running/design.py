@@ -154,14 +154,18 @@ class Design:
         """A fresh, unbound user model."""
         users = build(self.agent, "agent")
         if not isinstance(users, UserModel):
-            raise ConfigError(f"agent: {type(users).__name__} is no agents.base.UserModel")
+            raise ConfigError(
+                f"agent={users!r}: {type(users).__name__} is no agents.base.UserModel; expected agent=choice"
+            )
         return users
 
     def make_tastes(self) -> TasteModel:
         """The structure of fitted tastes."""
         model = build(self.tastes, "tastes")
         if not isinstance(model, TasteModel):
-            raise ConfigError(f"tastes: {type(model).__name__} is no agents.tastes.TasteModel")
+            raise ConfigError(
+                f"tastes={model!r}: {type(model).__name__} is no agents.tastes.TasteModel; expected factor"
+            )
         return model
 
     def make_recommender(self, arm: str) -> Any:

@@ -1,7 +1,6 @@
 """Random configurations: each is played, or refused in one line before anything is."""
 
 import copy
-import importlib
 import json
 import random
 import warnings
@@ -11,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from experiments.running.course import run_experiment
 from experiments.running.design import spec_from_conf
 from experiments.running.directory import RunDirectory
 from simenv.errors import SimenvError
@@ -25,9 +25,6 @@ NAN, INF = float("nan"), float("inf")
 NUMBERS = [NAN, INF, -INF, -0.0, 0, 1, 2, -1, 0.5, 1.5, 3, 1e308, 10**20, 2**63, 2**63 - 1, -(2**63) - 1]
 OTHERS = [None, True, False, "abc", "", "1", "never", "loop", [], {}, [[[]]], [1, 2], ["loop"], [None], {"ctr": NAN}]
 NOT_TRIED = {
-    *OF_CLAIMS,
-    "variance_worlds",
-    "checkpoint_every",
     "progress",
     "module",
     "name",
@@ -99,7 +96,7 @@ def outcome(config, folder):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            importlib.import_module(config["module"]).run(config | {"run_dir": str(folder), "command": ""})
+            run_experiment(config | {"run_dir": str(folder), "command": ""})
     except SimenvError as error:
         return str(error)
     except Reached:
@@ -129,7 +126,7 @@ def test_a_hundred_random_configurations_pass_or_are_refused_in_one_line(parts, 
         raise Reached
 
     monkeypatch.setattr(RunDirectory, "__init__", stop)
-    assert 40 < check(parts, tmp_path, 100, seed=0) < 95
+    assert 40 < check(parts, tmp_path, 100, seed=0) < 98
 
 
 @pytest.mark.slow

@@ -51,13 +51,13 @@ class Model(Base):
         ({"other": 3}, "m.other=3: expected null or a Base"),
         ({"depth": "x"}, "m.depth=x: expected a whole number"),
         ({"names": "ab"}, "m.names=ab: expected a list, each text"),
-        ({"deep": 1}, "m.deep: unknown option; test_checks.Model takes size, rate"),
+        ({"deep": 1}, "m.deep: unknown option (did you mean 'depth'?); Model takes size, rate"),
     ],
 )
 def test_the_annotations_of_a_constructor_are_the_schema(options, said):
     with pytest.raises(ConfigError) as caught:
         checks.conform(Model, options, "m.")
-    assert str(caught.value).startswith(said.replace("test_checks", Model.__module__))
+    assert str(caught.value).startswith(said)
 
 
 @pytest.mark.parametrize(
