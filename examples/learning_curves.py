@@ -21,6 +21,7 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
+from simenv.conclusions.statistics import t_interval
 from simenv.envs.rewards import Reward
 from simenv.envs.sb3 import SB3VecEnv
 from simenv.envs.tasks import TASKS, make_task_vec
@@ -175,7 +176,7 @@ def table(curves: Curves) -> str:
     for task in tasks:
         cells = [f"{TASKS[task].value(policy):.2f}" for policy in FLOORS]
         for algorithm in algorithms:
-            mean, low, _ = style.t_interval(curves[task, algorithm][:, -1])
+            mean, low, _ = t_interval(curves[task, algorithm][:, -1])
             cells.append(f"{mean:.2f} ± {mean - low:.2f}")
         lines.append(f"| {task} | {' | '.join(cells)} | {TASKS[task].value('optimal'):.2f} |")
     return "\n".join(lines)

@@ -13,10 +13,11 @@ from pathlib import Path
 import polars as pl
 
 from simenv import figures
+from simenv.metrics.frame import read_metrics
 
 
 def main(run: Path, out: Path) -> None:
-    metrics = pl.read_csv(run / "metrics.csv", schema_overrides={"group": pl.String})
+    metrics = read_metrics(run)
     events = pl.scan_parquet(run / "events" / "**" / "*.parquet")  # lazy: a long log is never held in memory
     items = pl.read_parquet(run / "items.parquet")
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.running import course
-from experiments.running.course import Claims, Run
+from experiments.running.course import Run
 from experiments.running.design import Design, spec_from_conf
 from simenv import checks
-from simenv.conclusions.claims import Claim, flips, judge, seed_differences, sign_changes
+from simenv.conclusions.across import marked
+from simenv.conclusions.claims import Claim, judge, seed_differences
+from simenv.conclusions.judged import JudgedClaim
 from simenv.conclusions.standard import standard_claims
 from simenv.conclusions.statistics import variance_split
 from simenv.errors import ConfigError
-from simenv.metrics.table import METRICS
+from simenv.metrics.frame import read_metrics
 
 VARIANTS = ((0, 1), (1, 0))  # (fitting seed, luck) beside the main run's (0, 0)
 
@@ -39,7 +41,7 @@ class Settings(course.Settings):
     variance_worlds: int
 
     def __post_init__(self) -> None:
-        names = [metric.name for metric in METRICS]
+        names = [metric.name for metric in self.design.make_metrics()]
         for metric in self.margins:
             if metric not in names:
                 raise ConfigError(f"margins.{metric}: no such metric; expected one of {', '.join(names)}")
@@ -58,8 +60,10 @@ class Settings(course.Settings):
 
         if self.primary is None or self.primary.startswith("group-gap:"):
             return None
-        rows = [(arm, mode, "all", metric.name) for arm, mode in self.design.arms for metric in METRICS]
-        stated = standard_claims(pl.DataFrame(rows, schema=["arm", "mode", "group", "metric"], orient="row"))
+        specs = self.design.make_metrics()
+        rows = [(arm, mode, "all", metric.name) for arm, mode in self.design.arms for metric in specs]
+        present = pl.DataFrame(rows, schema=["arm", "mode", "group", "metric"], orient="row")
+        stated = standard_claims(present, specs=specs)
         found = next((claim for claim in stated if claim.name == self.primary), None)
         if found is None:
             raise ConfigError(f"primary={self.primary}: this run makes no such claim; {_known_claims(stated)}")
@@ -87,10 +91,11 @@ class Settings(course.Settings):
 
 def play(settings: Settings, run: Run) -> None:
     """The design and its re-runs."""
+    course.warn_if_undecidable(settings.design, settings.alpha)
     run.play(settings.designs())
 
 
-def score(settings: Settings, run: Run) -> Claims:
+def score(settings: Settings, run: Run) -> list[JudgedClaim]:
     """Judge the claims of the run and of its re-runs, and mark what does not hold everywhere.
 
     Raises:
@@ -107,13 +112,9 @@ def score(settings: Settings, run: Run) -> Claims:
         found = _judge(run.path / name, design.repeat, settings, primary_first=False)
         run.claims(found, name)
         (by_regime if kind == "regimes" else by_user_model)[which] = found
-    notes = {row["name"]: {"regime_note": row["note"]} for row in flips(by_regime) if row["status"] == "flips"}
-    for row in sign_changes(by_user_model) if len(by_user_model) > 1 else []:
-        if row["changes_sign"]:
-            notes.setdefault(row["name"], {})["user_model_note"] = row["note"]
     if settings.variance_worlds and settings.primary_claim is not None:
         _write_variance(settings, settings.primary_claim, run)
-    return [claim | notes.get(claim["name"], {}) for claim in judged]
+    return marked(judged, regimes=by_regime, user_models=by_user_model)
 
 
 def plot(settings: Settings, run: Run) -> None:
@@ -122,14 +123,12 @@ def plot(settings: Settings, run: Run) -> None:
 
 def _write_variance(settings: Settings, primary: Claim, run: Run) -> None:
     """`tables/variance.csv`: where the spread of the primary claim's difference comes from."""
-    import polars as pl
-
     values: list[float] = []
     worlds: list[int] = []
     models: list[int] = []
     for fit, luck in ((0, 0), *VARIANTS):
         part = run.path if (fit, luck) == (0, 0) else run.path / f"variance/fit{fit}-luck{luck}"
-        metrics = pl.read_csv(part / "metrics.csv", schema_overrides={"group": pl.String})
+        metrics = read_metrics(part)
         found = seed_differences(metrics, primary)[: settings.variance_worlds]
         values += found.tolist()
         worlds += range(len(found))
@@ -149,11 +148,9 @@ def _write_variance(settings: Settings, primary: Claim, run: Run) -> None:
     run.table("variance", rows)
 
 
-def _judge(folder: Path, regime: str, settings: Settings, *, primary_first: bool) -> Claims:
-    import polars as pl
-
-    metrics = pl.read_csv(folder / "metrics.csv", schema_overrides={"group": pl.String})
-    stated = standard_claims(metrics, margins=settings.margins)
+def _judge(folder: Path, regime: str, settings: Settings, *, primary_first: bool) -> list[JudgedClaim]:
+    metrics = read_metrics(folder)
+    stated = standard_claims(metrics, margins=settings.margins, specs=settings.design.make_metrics())
     primary = settings.primary
     if primary is not None:
         if primary not in {claim.name for claim in stated}:

@@ -5,7 +5,7 @@ own.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from experiments.running.course import open_run
 from experiments.running.design import Design, expand_arms, spec_from_conf
 from simenv.conclusions.claims import judge
+from simenv.conclusions.judged import JudgedClaim
 from simenv.conclusions.standard import standard_claims
 from simenv.datasets.base import Dataset
 from simenv.errors import ConfigError
 from simenv.events import scan_events
+from simenv.metrics.frame import read_metrics
 from simenv.platform import Schedule
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Comparison:
     events: pl.DataFrame
     items: pl.DataFrame
     users: pl.DataFrame
-    claims: list[dict[str, Any]]
+    claims: list[JudgedClaim]
     report: Path | None  # report.html, where a folder was given
 
 
@@ -43,6 +45,7 @@ def compare(
     tastes: Any = "factor",
     modes: Iterable[str] = ("loop",),
     references: Iterable[str] = ("random",),
+    metrics: Sequence[Any] = (),
     folder: Path | str | None = None,
     workers: int = 0,
     progress: bool = False,
@@ -57,6 +60,7 @@ def compare(
         tastes: how tastes are fitted where the data set has none: a name, or a spec.
         modes: of every arm, see `simenv.platform.Mode`.
         references: some of ``none``, ``random``, ``oracle``.
+        metrics: of your own, beside simenv's: functions of (events, reference, group), or `MetricSpec`s.
         folder: a new folder for the whole run directory with its report; None keeps nothing on disk.
         workers: processes; 0 = this one. Recommenders of a notebook cannot travel to other processes.
         progress: show a progress bar.
@@ -85,6 +89,7 @@ def compare(
         tastes=_spec("tastes", tastes),
         recommenders=specs,
         arms=expand_arms(arms, modes, references),
+        metrics=metrics,
         schedule=Schedule(**{name: options[name] for name in schedule}),
         **{name: options[name] for name in own},
     )
@@ -103,11 +108,12 @@ def compare(
         with open_run(config, page=folder is not None) as run:
             assert run is not None  # a directory that holds a run is refused
             run.play({"": design})
-            metrics = pl.read_csv(run.path / "metrics.csv")
-            claims = judge(metrics, standard_claims(metrics), regime=design.repeat)
+            measured = read_metrics(run.path)
+            stated = standard_claims(measured, specs=design.make_metrics())
+            claims = judge(measured, stated, regime=design.repeat)
             run.claims(claims)
         return Comparison(
-            metrics=metrics,
+            metrics=measured,
             events=scan_events(run.path).collect(),
             items=pl.read_parquet(run.path / "items.parquet"),
             users=pl.read_parquet(run.path / "users.parquet"),

@@ -12,20 +12,15 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from experiments.groups import group_gaps
-from experiments.replications.targets import (
-    Values,
-    amplification,
-    interval,
-    read_metrics,
-    series,
-)
+from experiments.replications.targets import Values, interval
 from experiments.running import course
-from experiments.running.course import Claims, Run
+from experiments.running.course import Claims, Run, warn_if_undecidable
 from experiments.running.design import REFERENCE_ARMS, Design, Spec
 from simenv.conclusions.claims import Claim, judge
-from simenv.conclusions.standard import MARGINS
+from simenv.conclusions.groups import group_gaps
 from simenv.errors import ConfigError
+from simenv.metrics.frame import amplification, read_metrics, series
+from simenv.metrics.table import BY_NAME
 
 LAST_ROUNDS = 5
 REMEDIES = {  # key of the configuration -> (arms' first name, class, option)
@@ -79,6 +74,7 @@ class Settings(course.Settings):
 
 def play(settings: Settings, run: Run) -> None:
     """The base and its remedies."""
+    warn_if_undecidable(settings.design, settings.alpha)
     run.play(settings.designs())
 
 
@@ -131,7 +127,7 @@ def claims(arms: list[str], base: str) -> list[Claim]:
             control_arm=base,
             control_mode="loop",
             direction=direction,
-            margin=MARGINS[metric],
+            margin=BY_NAME[metric].margin,
         )
         for arm in arms
         for kind, metric, quantity, direction in kinds

@@ -13,21 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.replications.targets import (
-    Values,
-    above,
-    below,
-    consumed,
-    interval,
-    read_metrics,
-    series,
-    write_targets,
-)
+from experiments.replications.targets import Values, above, below, consumed, interval, write_targets
 from experiments.running import course
 from experiments.running.course import Run
 from experiments.running.design import Design
 from simenv.errors import ConfigError
 from simenv.metrics.formulas import ild
+from simenv.metrics.frame import read_metrics, series
 from simenv.metrics.reference import pack_genres
 
 WINDOW = 5

@@ -15,20 +15,14 @@ from typing import Any
 import numpy as np
 
 from agents.choice.classics import DriftingInterest
-from experiments.replications.targets import (
-    above,
-    read_metrics,
-    reported,
-    series,
-    within,
-    write_targets,
-)
+from experiments.replications.targets import above, reported, within, write_targets
 from experiments.running import course
 from experiments.running.course import Run
 from experiments.running.design import Design
 from simenv.conclusions.statistics import Interval
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, Tastes
 from simenv.errors import ConfigError
+from simenv.metrics.frame import read_metrics, series
 from simenv.platform import Platform
 
 PILOT = {"oracle": 53.6, "greedy-bandit": 51.7, "thompson": 47.5, "ucb": 35.8, "random": 4.6}

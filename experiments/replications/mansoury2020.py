@@ -14,20 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from experiments import bias_loop
-from experiments.replications.targets import (
-    above,
-    amplification,
-    below,
-    consumed,
-    read_metrics,
-    series,
-    within,
-    write_targets,
-)
+from experiments.replications.targets import above, below, consumed, within, write_targets
 from experiments.running.course import Claims, Run
 from experiments.running.design import Design
 from simenv.conclusions.statistics import Interval
 from simenv.metrics.comparisons import one_step_identity
+from simenv.metrics.frame import amplification, read_metrics, series
 
 MINORITIES = (("gender=F", "gender=M"), ("taste=minority", "taste=majority"))
 EXACT = 1e-9

@@ -16,11 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiments.running.course import Run
 from simenv.conclusions.statistics import Interval, paired_t
-from simenv.errors import DataError
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from simenv.events import Events
 
 Values = NDArray[np.float64]
@@ -99,36 +96,6 @@ def write_targets(run: Run, targets: Sequence[Target]) -> None:
         ],
         {"published": "Float64", "passed": "Boolean"},
     )
-
-
-def read_metrics(folder: Path) -> pl.DataFrame:
-    """`metrics.csv` of a run directory."""
-    import polars as pl
-
-    return pl.read_csv(folder / "metrics.csv", schema_overrides={"group": pl.String, "value": pl.Float64})
-
-
-def series(metrics: pl.DataFrame, arm: str, mode: str, metric: str, group: str = "all") -> Values:
-    """One metric of one arm, (seeds, rounds), seeds and rounds ascending.
-
-    Raises:
-        DataError: the table does not hold it.
-    """
-    import polars as pl
-
-    rows = metrics.filter(
-        (pl.col("arm") == arm) & (pl.col("mode") == mode) & (pl.col("metric") == metric) & (pl.col("group") == group)
-    ).sort("seed", "round")
-    if rows.height == 0:
-        raise DataError(f"metrics: no {metric} of {arm}/{mode} in group {group}")
-    values = rows["value"].to_numpy().astype(np.float64).reshape(rows["seed"].n_unique(), -1)
-    return np.asarray(values)
-
-
-def amplification(metrics: pl.DataFrame, arm: str, metric: str, group: str = "all", control: str = "frozen") -> Values:
-    """AMP of one metric, (seeds,): [last - first round] in the loop minus the same in the control."""
-    loop, other = (series(metrics, arm, mode, metric, group) for mode in ("loop", control))
-    return np.asarray((loop[:, -1] - loop[:, 0]) - (other[:, -1] - other[:, 0]))
 
 
 def consumed(folder: Path, seed: int, arm: str, mode: str) -> Events:

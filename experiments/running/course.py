@@ -13,6 +13,7 @@ An experiment is a module of four names, which `run_experiment` calls in this or
 from __future__ import annotations
 
 import importlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ from experiments.running.directory import (
 from experiments.running.workers import run_jobs
 from simenv import checks
 from simenv.candidates import Candidates
+from simenv.conclusions.judged import JudgedClaim
+from simenv.conclusions.words import undecidable
 from simenv.errors import ConfigError
 from simenv.platform import TWIN_PAGES
 from simenv.randomness import Key
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CARRYING = ("resume", "workers", "checkpoint_every", "progress", "run_dir", "command", "dry_run")  # change no result
-Claims = list[dict[str, Any]]
+Claims = Sequence[JudgedClaim | Mapping[str, Any]]  # a mapping as an entry of claims.json
 Row = Mapping[str, Any]
 
 
@@ -178,7 +181,8 @@ class Run:
 
     def claims(self, claims: Claims, part: str = "") -> None:
         """`claims.json` of the run or of one of its sub-folders."""
-        write_json(self.path / part / "claims.json", claims)
+        judged = [claim if isinstance(claim, JudgedClaim) else JudgedClaim.from_json(claim) for claim in claims]
+        write_json(self.path / part / "claims.json", [claim.to_json() for claim in judged])
 
 
 @contextmanager
@@ -250,6 +254,12 @@ def run_experiment(config: Mapping[str, Any]) -> Path | None:
                 run.claims(claims)
             experiment.plot(settings, run)
     return Path(config["run_dir"])
+
+
+def warn_if_undecidable(design: Design, alpha: float) -> None:
+    """One line on stderr where a design has too few seeds to show any effect."""
+    if words := undecidable(design.n_seeds, alpha):
+        print(f"note: {words}", file=sys.stderr)
 
 
 def dry_run(designs: Mapping[str, Design]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from simenv.datasets.base import Dataset, Tastes
 from simenv.datasets.splits import hold_out
 from simenv.errors import ConfigError, MissingExtraError, SimenvError
 from simenv.metrics.reference import Reference
+from simenv.metrics.table import METRICS, MetricSpec, spec_of
 from simenv.platform import Mode, Platform, Schedule
+from simenv.registration import resolve
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # At the top of a checkout, where it is edited; inside the package in an installed copy.
@@ -79,6 +81,8 @@ class Design:
         record_every: rounds between those whose events and metrics are kept; the first and the last always are.
         probe: dotted name of a function (Platform) -> {metric: value}, asked after every kept round for what events do
             not show; its answers become rows of `metrics.csv`, group ``all``.
+        metrics: of the user's own, measured beside simenv's: each a `simenv.metrics.MetricSpec`, a function of (events,
+            reference, group), the dotted name of either, or a spec with `_target_` that makes one.
     """
 
     dataset: Spec
@@ -100,6 +104,7 @@ class Design:
     schedule: Schedule = field(default_factory=Schedule)
     record_every: int = 1
     probe: str | None = None
+    metrics: Sequence[Spec] = ()
 
     def __post_init__(self) -> None:
         checks.check_fields(self)
@@ -141,6 +146,7 @@ class Design:
         self.make_users()
         self.make_tastes()
         self.make_probe()
+        self.make_metrics()
         for arm, _ in self.arms:
             self.make_recommender(arm)
         if data:
@@ -188,6 +194,25 @@ class Design:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"probe={self.probe}: {' '.join(str(error).split())}; expected a function") from error
         return found
+
+    def make_metrics(self) -> tuple[MetricSpec, ...]:
+        """What is measured: simenv's metrics and the user's own.
+
+        Raises:
+            ConfigError: an entry is no metric, or has a name that is taken.
+        """
+        if isinstance(self.metrics, str | Mapping) or not isinstance(self.metrics, Sequence):
+            raise ConfigError(f"metrics={self.metrics}: expected a list")
+        found = list(METRICS)
+        for place, entry in enumerate(self.metrics):
+            made = resolve(entry) if isinstance(entry, str) else build(entry, f"metrics.{place}")
+            spec = spec_of(made)
+            if spec.name in {metric.name for metric in found}:
+                raise ConfigError(
+                    f"metrics.{place}: '{spec.name}' is the name of another metric; expected one of its own"
+                )
+            found.append(spec)
+        return tuple(found)
 
     def make_world(self, seed: int) -> World:
         """The world of one seed: data, tastes, traits and what is frozen at round 0."""
@@ -251,11 +276,13 @@ class Design:
     def digest(self) -> str:
         """A fingerprint of everything that decides the results."""
         parts = {f.name: _plain(without_carrying(getattr(self, f.name))) for f in fields(self)}
+        if not self.metrics:  # so that runs from before there were any go on
+            del parts["metrics"]
         parts["recommenders"] = _plain(without_carrying(self.used_recommenders()))
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-_OWN = tuple(f.name for f in fields(Design) if f.name not in ("arms", "schedule", "fit", "luck"))
+_OWN = tuple(f.name for f in fields(Design) if f.name not in ("arms", "schedule", "fit", "luck", "metrics"))
 _OF_WORLDS = ("dataset", "tastes", "refit_tastes", "n_users", "n_items", "holdout", "user_fraction")
 
 
@@ -271,6 +298,7 @@ def design_from(config: Mapping[str, Any]) -> Design:
         arms=expand_arms(*(config[name] for name in _OF_ARMS)),
         schedule=Schedule(**{f.name: config[f.name] for f in fields(Schedule)}),
         **{name: config[name] for name in _OWN},
+        metrics=config.get("metrics") or (),  # absent from runs of before
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.running.design import Design, Job, World, design_from
 from simenv.errors import RunDirectoryError
+from simenv.metrics import frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -146,15 +147,10 @@ def save_figure(folder: Path, name: str, figure: Figure, *, title: str, caption:
 
 def write_metrics(design: Design, run: RunDirectory) -> None:
     """`metrics.csv` from the finished jobs, in the order of the design."""
-    import polars as pl
-
     rows = []
     for job in design.jobs():
         rows += json.loads((run.checkpoint / job.id / "metrics.json").read_text())
-    schema = {"seed": pl.Int64, "arm": pl.String, "mode": pl.String, "round": pl.Int64}
-    schema |= {"group": pl.String, "metric": pl.String, "value": pl.Float64}
-    table = pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col("value").fill_nan(None))
-    table.write_csv(run.path / "metrics.csv")
+    frame.write_metrics(rows, run.path)
 
 
 def write_world_tables(worlds: Mapping[int, World], run: RunDirectory) -> None:

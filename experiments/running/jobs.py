@@ -24,7 +24,7 @@ from recommenders.base import Recommender
 from simenv.candidates import Candidates
 from simenv.errors import GateError, RunDirectoryError, SimenvError
 from simenv.events import ROWS_PER_FILE, Events, EventWriter, read_events
-from simenv.metrics.table import METRICS, MetricRow, metric_rows
+from simenv.metrics.table import MetricRow, metric_rows
 from simenv.platform import Platform
 from simenv.slates import asks_model
 
@@ -73,7 +73,8 @@ class JobRun:
         )
         self.probe = design.make_probe()
         self.rows: list[MetricRow] = []
-        self.recent: deque[Events] = deque(maxlen=max(metric.window for metric in METRICS) - 1)
+        self.metrics = design.make_metrics()
+        self.recent: deque[Events] = deque(maxlen=max(metric.window for metric in self.metrics) - 1)
         self.seconds = 0.0
 
     def play(self, report: Report, stop: Callable[[], bool]) -> bool:
@@ -119,7 +120,7 @@ class JobRun:
         job = self.job
         window = Events.concat([*self.recent, events])
         self.rows += metric_rows(
-            window, self.world.reference, seed=job.seed, arm=job.arm, mode=job.mode, rounds=[round_]
+            window, self.world.reference, self.metrics, seed=job.seed, arm=job.arm, mode=job.mode, rounds=[round_]
         )
         found = {} if self.probe is None else self.probe(self.platform)
         self.rows += [

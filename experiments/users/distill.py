@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from agents.choice.model import ChoiceModel
 from experiments.realism.tests import Matrix, Row, UserBootstrap, mean, ratio
-from experiments.replications.targets import read_metrics
 from experiments.running import course
 from experiments.running.course import Run
 from experiments.running.design import Design, Job
@@ -26,6 +25,7 @@ from experiments.running.directory import design_of
 from experiments.users.fitting import Fit, Log, click_logits, fit_all, go_through, plain_spec
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import read_events
+from simenv.metrics.frame import read_metrics
 
 BINS = 10
 

@@ -1,4 +1,4 @@
-"""The eight claims every bias-loop run makes, stated before its numbers are looked at.
+"""The claims every bias-loop run makes, stated before its numbers are looked at.
 
 Which claims there are depends on the arms, modes, groups and metrics in the table, never on a value. The module does
 not know how a claim is judged.
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from simenv.conclusions.claims import Claim
 from simenv.errors import ConfigError
+from simenv.metrics.frame import CONTROLS, primary_control
+from simenv.metrics.table import BY_NAME, METRICS, MetricSpec
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,35 +27,13 @@ ARM_LABELS = {
     "popularity": "Popularity", "content": "Content",
 }  # fmt: skip
 
-QUANTITIES = {
-    "arp_pct": "the popularity percentile of {slates}",
-    "log_lift": "the log popularity lift of {slates}",
-    "gini": "the Gini of exposure under {arm}",
-    "tail_share": "the share of tail items in {slates}",
-    "coverage": "the share of the catalogue that {arm} shows",
-    "jaccard": "the overlap of what pairs of {arm} users click",
-    "true_utility": "the true utility of {slates}",
-    "ctr": "the click-through rate of {slates}",
-    "genre_kl": "the miscalibration of clicked genres under {arm}",
-}
-
-ORACLE_QUANTITIES = {
-    "jaccard": ("homogenisation", "the overlap of what pairs of users click"),
-    "exposure_merit": ("merit", "the rank correlation of exposure and quality"),
-}
-
 CAUSES = {
     "frozen": "retraining on its own feedback",
     "organic": "retraining on its own feedback instead of its users' unaided choices",
     "exogenous": "retraining on its own feedback instead of responses to random slates",
 }
 
-MARGINS = {
-    "arp_pct": 0.01, "log_lift": 0.05, "gini": 0.02, "tail_share": 0.01, "coverage": 0.02,
-    "jaccard": 0.01, "true_utility": 0.01, "ctr": 0.01, "exposure_merit": 0.05, "genre_kl": 0.05,
-}  # fmt: skip
-"""Effects that count as none unless an experiment says otherwise; in the units of the metric."""
-
+KINDS = ("amplification", "exposure", "homogenisation", "users", "calibration")  # the order of an arm's claims
 REFERENCE_ARMS = ("random", "oracle", "none")
 
 
@@ -63,8 +43,9 @@ def standard_claims(
     primary: str | None = None,
     margins: Mapping[str, float] | None = None,
     group_pairs: Iterable[tuple[str, str]] | None = None,
+    specs: Sequence[MetricSpec] = METRICS,
 ) -> list[Claim]:
-    """The eight automatic claims, for every arm, mode and metric this run has.
+    """The automatic claims, for every arm, mode and metric this run has.
 
     1. `amplification`: popularity percentile, and log lift because the percentile saturates, loop against organic and
        frozen.
@@ -82,8 +63,10 @@ def standard_claims(
     Args:
         metrics: the tidy table.
         primary: name of the claim declared primary before the run.
-        margins: metric -> margin of TOST, over `MARGINS`.
+        margins: metric -> the largest effect that counts as none, over that of its record.
         group_pairs: groups to compare, e.g. ("taste=minority", "taste=majority"); by default `pairs_of_groups`.
+        specs: the records of the run's metrics; each says which claims are made about it. One that simenv does not have
+            makes its claims under its own `kind`, after the others of an arm.
 
     Raises:
         ConfigError: if `primary` is none of the claims.
@@ -91,8 +74,8 @@ def standard_claims(
     table: Present = set(metrics.select("arm", "mode", "group", "metric").unique().iter_rows())
     arms = sorted({arm for arm, mode, _, _ in table if mode == "loop" and arm not in REFERENCE_ARMS})
     pairs = list(pairs_of_groups(metrics) if group_pairs is None else group_pairs)
-    claims = list(chain.from_iterable(_about_arm(table, arm, pairs) for arm in arms)) + _about_seeds(table, arms)
-    margins = {**MARGINS, **(margins or {})}
+    claims = list(chain.from_iterable(_about_arm(table, arm, pairs, specs) for arm in arms)) + _about_seeds(table, arms)
+    margins = {spec.name: spec.margin for spec in specs if spec.margin is not None} | dict(margins or {})
     claims = [
         replace(claim, primary=claim.name == primary, margin=None if claim.arms else margins.get(claim.metric))
         for claim in claims
@@ -112,31 +95,24 @@ def pairs_of_groups(metrics: pl.DataFrame) -> list[tuple[str, str]]:
     return [(other, groups[0]) for groups in levels.values() for other in groups[1:]]
 
 
-def _about_arm(table: Present, arm: str, pairs: Sequence[tuple[str, str]]) -> list[Claim]:
-    """Claims 1 to 7 about one arm."""
-    wanted = [
-        ("amplification", "arp_pct", ("organic", "frozen")),
-        ("amplification", "log_lift", ("organic", "frozen")),
-        ("exposure", "gini", ("frozen", "exogenous")),
-        ("exposure", "tail_share", ("frozen", "exogenous")),
-        ("exposure", "coverage", ("frozen", "exogenous")),
-        ("homogenisation", "jaccard", ("frozen",)),
-        ("users", "true_utility", ("frozen",)),
-        ("users", "ctr", ("frozen",)),
-        ("calibration", "genre_kl", ("frozen",)),
-    ]
+def _about_arm(table: Present, arm: str, pairs: Sequence[tuple[str, str]], specs: Sequence[MetricSpec]) -> list[Claim]:
+    """Claims 1 to 7 about one arm, and those about metrics of the user's own."""
+    kinds = dict.fromkeys((*KINDS, *(spec.kind for spec in specs if spec.kind is not None)))
     claims = [
-        _amp(kind, arm, metric, mode)
-        for kind, metric, modes in wanted
-        for mode in modes
-        if {(arm, "loop", "all", metric), (arm, mode, "all", metric)} <= table
+        _amp(arm, spec, mode)
+        for kind in kinds
+        for spec in specs
+        if spec.kind == kind
+        for mode in spec.controls
+        if {(arm, "loop", "all", spec.name), (arm, mode, "all", spec.name)} <= table
     ]
     claims += [
-        _against_oracle(arm, metric)
-        for metric in ORACLE_QUANTITIES
-        if {(arm, "loop", "all", metric), ("oracle", "loop", "all", metric)} <= table
+        _against_oracle(arm, spec)
+        for spec in specs
+        if spec.oracle_kind is not None
+        and {(arm, "loop", "all", spec.name), ("oracle", "loop", "all", spec.name)} <= table
     ]
-    control = next((mode for mode in ("organic", "frozen") if (arm, mode, "all", "arp_pct") in table), None)
+    control = primary_control(mode for mode in CONTROLS if (arm, mode, "all", "arp_pct") in table)
     if control is not None:
         claims += [
             _group_gap(arm, control, group, versus)
@@ -146,30 +122,30 @@ def _about_arm(table: Present, arm: str, pairs: Sequence[tuple[str, str]]) -> li
     return claims
 
 
-def _quantity(arm: str, metric: str) -> str:
+def _quantity(arm: str, spec: MetricSpec) -> str:
     label = ARM_LABELS.get(arm, arm)
-    return QUANTITIES[metric].format(arm=label, slates=f"{label}'s slates")
+    words = spec.quantity or f"the {spec.label or spec.name} under {{arm}}"
+    return words.format(arm=label, slates=f"{label}'s slates")
 
 
-def _amp(kind: str, arm: str, metric: str, mode: str) -> Claim:
+def _amp(arm: str, spec: MetricSpec, mode: str) -> Claim:
     return Claim(
-        name=f"{kind}:{arm}:{metric}:{mode}",
+        name=f"{spec.kind}:{arm}:{spec.name}:{mode}",
         arm=arm,
-        metric=metric,
+        metric=spec.name,
         cause=CAUSES[mode],
-        quantity=_quantity(arm, metric),
+        quantity=_quantity(arm, spec),
         control_mode=mode,
     )
 
 
-def _against_oracle(arm: str, metric: str) -> Claim:
-    kind, quantity = ORACLE_QUANTITIES[metric]
+def _against_oracle(arm: str, spec: MetricSpec) -> Claim:
     return Claim(
-        name=f"{kind}:{arm}:{metric}:oracle",
+        name=f"{spec.oracle_kind}:{arm}:{spec.name}:oracle",
         arm=arm,
-        metric=metric,
+        metric=spec.name,
         cause=f"being served by {ARM_LABELS.get(arm, arm)} instead of the oracle",
-        quantity=quantity,
+        quantity=spec.oracle_quantity or f"the {spec.label or spec.name}",
         estimand="level",
         control_arm="oracle",
         control_mode="loop",
@@ -182,7 +158,7 @@ def _group_gap(arm: str, control: str, group: str, versus: str) -> Claim:
         arm=arm,
         metric="arp_pct",
         cause=f"belonging to {group} rather than {versus}",
-        quantity=f"the amplification (against {control}) of {_quantity(arm, 'arp_pct')}",
+        quantity=f"the amplification (against {control}) of {_quantity(arm, BY_NAME['arp_pct'])}",
         control_mode=control,
         group=group,
         versus_group=versus,

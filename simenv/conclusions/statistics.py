@@ -46,14 +46,36 @@ def paired_t(differences: ArrayLike, confidence: float = 0.95) -> Interval:
         DataError: if there is no value, or one is not finite.
     """
     x = _sample(differences)
-    mean, error = float(x.mean()), _standard_error(x)
-    half = float(stats.t.ppf(0.5 + confidence / 2, len(x) - 1)) * error if len(x) > 1 else np.nan
-    return Interval(estimate=mean, low=mean - half, high=mean + half, n=len(x))
+    mean, low, high = (float(value) for value in t_interval(x, confidence))
+    return Interval(estimate=mean, low=low, high=high, n=len(x))
+
+
+def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats, Floats]:
+    """Mean and Student's t interval over the first axis (the seeds), NaNs left out.
+
+    Returns:
+        (mean, low, high), each of the remaining shape; low and high are NaN where fewer than two seeds count.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(x)
+    n = known.sum(axis=0)
+    kept = np.where(known, x, 0.0)
+    mean = np.where(n > 0, kept.sum(axis=0) / np.maximum(n, 1), np.nan)
+    degrees = np.maximum(n - 1, 1)
+    sd = np.sqrt(np.where(known, (x - mean) ** 2, 0.0).sum(axis=0) / degrees)
+    sd = np.where(sd <= 1e-14 * np.abs(kept).max(axis=0, initial=0.0), 0.0, sd)  # values that differ by rounding only
+    half = np.where(n > 1, stats.t.ppf(0.5 + confidence / 2, degrees) * (sd / np.sqrt(np.maximum(n, 1))), np.nan)
+    return mean, mean - half, mean + half
 
 
 def smallest_p(n_seeds: int) -> float:
     """The smallest two-sided p an exact sign-flip test of `n_seeds` can give: 2 / 2^S."""
     return float(2.0 ** (1 - n_seeds))
+
+
+def fewest_seeds(alpha: float = 0.05) -> int:
+    """The fewest seeds with which an exact sign-flip test can reach `alpha`: 6 at .05."""
+    return next(n for n in range(2, 64) if smallest_p(n) <= alpha)
 
 
 def sign_flip_p(differences: ArrayLike, *, flips: int = MONTE_CARLO_FLIPS, seed: int = 0) -> Floats:
@@ -137,6 +159,26 @@ def minimum_detectable_effect(sd: float, n: int, *, alpha: float = 0.05, power: 
         power: 1 minus the risk of missing the effect, in (alpha, 1).
     """
     return float("nan") if n < 2 else sd * _standardised_mde(n, alpha, power)
+
+
+def seeds_to_detect(effect: float, sd: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
+    """The fewest seeds whose `minimum_detectable_effect` is at most `effect`; None if no number of seeds will do.
+
+    Args:
+        effect: > 0, in the units of `sd`.
+        sd: standard deviation of the paired differences.
+        alpha: two-sided level of the single test.
+        power: 1 minus the risk of missing the effect.
+    """
+    if not effect > 0 or not np.isfinite(sd):
+        return None
+    normal = float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
+    n = max(2, int((normal * sd / effect) ** 2))  # the t distribution asks for no fewer
+    if n > 10_000:
+        return n + 1
+    while minimum_detectable_effect(sd, n, alpha=alpha, power=power) > effect:
+        n += 1
+    return n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

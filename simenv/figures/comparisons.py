@@ -1,13 +1,12 @@
 """Figures that set arms, groups, seeds and claims against each other.
 
-They read the frame of `metrics.csv` or the list of `claims.json` and return a matplotlib `Figure`. The module does not
-know how a claim was tested.
+They read the frame of `metrics.csv` or the claims of a run and return a matplotlib `Figure`. The module does not know
+how a claim was tested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -15,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from simenv.conclusions.judged import JudgedClaim
+from simenv.conclusions.statistics import t_interval
 from simenv.errors import DataError
-from simenv.figures.over_rounds import amplification, metric_label, metric_series, primary_control
+from simenv.figures.over_rounds import metric_series
 from simenv.figures.style import (
-    CONTROLS,
     FAINT,
     INK,
     LABEL,
@@ -36,9 +36,10 @@ from simenv.figures.style import (
     small_multiples,
     sort_arms,
     spread,
-    t_interval,
     wrap,
 )
+from simenv.metrics.frame import CONTROLS, primary_control
+from simenv.metrics.table import metric_label
 
 # -- against each other ---------------------------------------------------------------------------------------
 
@@ -142,7 +143,7 @@ def plot_group_heatmap(metrics: pl.DataFrame, metric: str = "arp_pct") -> Figure
             other = by_group[group].get((arm, control)) if control else None
             if loop is None or (control and other is None):
                 continue
-            change = loop.values[:, -1] - loop.values[:, 0] if other is None else amplification(loop, other)[1][:, -1]
+            change = loop.values[:, -1] - loop.values[:, 0] if other is None else loop.added_to(other).values[:, -1]
             cells[i, j] = t_interval(change)
     figure, grid = new_figure(1, 1, (max(1.15 * len(groups) + 3.2, 7), 0.62 * len(arms) + 2.2))
     panel = grid[0, 0]
@@ -232,28 +233,27 @@ def kendall_w(ranks: Values) -> float:
 
 # -- claims ---------------------------------------------------------------------------------------------------
 
-VERDICT_COLORS = {"supported": "#005a9c", "not_supported": "#8a4b08", "inconclusive": FAINT}
+VERDICT_COLORS = {"raised": "#a6530a", "lowered": "#005a9c", "negligible": FAINT, "unclear": FAINT}
+_VERDICT_MARKS = {"raised": ("^", True), "lowered": ("v", True), "negligible": ("s", False), "unclear": ("o", False)}
 
 
-def plot_amp_forest(claims: Sequence[Mapping[str, Any]]) -> Figure:
+def plot_amp_forest(claims: Sequence[JudgedClaim]) -> Figure:
     """Each claim's estimate with its interval: a panel per kind of claim and metric (units differ), a row per claim.
 
-    Filled: supported. Hollow square: not supported. Hollow circle: inconclusive. The shaded strip is the margin within
-    which an effect counts as none, where the claims state one.
+    Filled triangle: raised or lowered. Hollow square: negligible. Hollow circle: unclear. The shaded strip is the
+    margin within which an effect counts as none, where the claims state one.
 
     Args:
-        claims: the list of claims.json; the kind is what stands before the first ":" of a name. A `label` names the row
-            where arm and control do not.
+        claims: of a run (`simenv.conclusions.read_claims`). A `label` names the row where arm and control do not.
 
     Raises:
         DataError: if no claim has an estimate.
     """
-    parts: dict[str, list[Mapping[str, Any]]] = {}
+    parts: dict[str, list[JudgedClaim]] = {}
     for claim in claims:
-        if _number(claim.get("estimate")) is not None:
-            kind, metric = str(claim.get("name", "claim")).split(":")[0], claim.get("metric")
-            words = kind.replace("_", " ").replace("-", " ")
-            parts.setdefault(f"{words}: {metric_label(str(metric))}" if metric else words, []).append(claim)
+        if claim.estimate is not None:
+            words = claim.kind.replace("_", " ").replace("-", " ")
+            parts.setdefault(f"{words}: {metric_label(claim.metric)}" if claim.metric else words, []).append(claim)
     if not parts:
         raise DataError("claims: none has an estimate")
     n_cols = min(len(parts), 3)
@@ -268,30 +268,26 @@ def plot_amp_forest(claims: Sequence[Mapping[str, Any]]) -> Figure:
         panel.remove()
     entries = []
     for verdict, (marker, filled) in _VERDICT_MARKS.items():
-        entry = key_line(verdict.replace("_", " "), color=VERDICT_COLORS[verdict], marker=marker)
+        entry = key_line(verdict, color=VERDICT_COLORS[verdict], marker=marker)
         entry.set_markerfacecolor(VERDICT_COLORS[verdict] if filled else "white")
         entries.append(entry)
     legend_below(figure, entries)
     return figure
 
 
-_VERDICT_MARKS = {"supported": ("o", True), "not_supported": ("s", False), "inconclusive": ("o", False)}
-
-
-def _forest_panel(panel: Axes, title: str, claims: Sequence[Mapping[str, Any]]) -> None:
-    margin = next((m for m in (_number(claim.get("margin")) for claim in claims) if m), None)
+def _forest_panel(panel: Axes, title: str, claims: Sequence[JudgedClaim]) -> None:
+    margin = next((claim.margin for claim in claims if claim.margin), None)
     if margin:
-        panel.axvspan(-abs(margin), abs(margin), color="#eeeeee", zorder=0)
+        panel.axvspan(-margin, margin, color="#eeeeee", zorder=0)
     panel.axvline(0, color=INK, linewidth=1.2)
     for row, claim in enumerate(claims):
-        low, high = _number(claim.get("ci_low")), _number(claim.get("ci_high"))
-        verdict = str(claim.get("verdict", "inconclusive"))
-        marker, filled = _VERDICT_MARKS.get(verdict, ("o", False))
-        color = VERDICT_COLORS.get(verdict, FAINT)
-        if low is not None and high is not None:
-            panel.plot([low, high], [row, row], color=color, linewidth=2.4, solid_capstyle="butt")
+        color, (marker, filled) = VERDICT_COLORS[claim.verdict], _VERDICT_MARKS[claim.verdict]
+        if claim.ci_low is not None and claim.ci_high is not None:
+            panel.plot([claim.ci_low, claim.ci_high], [row, row], color=color, linewidth=2.4, solid_capstyle="butt")
         face = color if filled else "white"
-        panel.plot([claim["estimate"]], [row], marker=marker, markersize=8, color=color, markerfacecolor=face, zorder=4)
+        panel.plot(
+            [claim.estimate or 0.0], [row], marker=marker, markersize=8, color=color, markerfacecolor=face, zorder=4
+        )
     panel.set_yticks(range(len(claims)), [_claim_row(claim) for claim in claims])
     panel.set_ylim(len(claims) - 0.4, -0.6)
     panel.margins(x=0.1)
@@ -299,12 +295,12 @@ def _forest_panel(panel: Axes, title: str, claims: Sequence[Mapping[str, Any]]) 
     panel.set_title(wrap(plain(title), 26), fontsize=LABEL, loc="left", color=INK, fontweight="bold")
 
 
-def _claim_row(claim: Mapping[str, Any]) -> str:
-    """What a claim compares: its `label` if it has one, else `als − frozen`, `als − oracle`, or the two groups."""
-    arm, control = str(claim.get("arm") or "all arms"), str(claim.get("control") or "")
-    other, _, groups = control.partition(", ")
+def _claim_row(claim: JudgedClaim) -> str:
+    """What a claim compares: its `label` if it has one, else `als - frozen`, `als - oracle`, or the two groups."""
+    arm = claim.arm or "all arms"
+    other, _, groups = claim.control.partition(", ")
     control_arm, _, mode = other.partition("/")
-    text = str(claim.get("label") or arm)
+    text = claim.label or arm
     if groups:
         one, _, versus = groups.partition(" - ")
         attribute, _, level = versus.partition("=")
@@ -312,14 +308,7 @@ def _claim_row(claim: Mapping[str, Any]) -> str:
         text = f"{arm}: {one.replace('=', ' ')} − {level if same else versus.replace('=', ' ')}"
     elif mode:
         text = f"{arm} − {mode if control_arm == arm else control_arm}"
-    return ("★ " if claim.get("primary") else "") + plain(text)
-
-
-def _number(value: object) -> float | None:
-    """A finite float, or None."""
-    if isinstance(value, (int, float)) and np.isfinite(value):
-        return float(value)
-    return None
+    return ("★ " if claim.primary else "") + plain(text)
 
 
 # -- shared drawing ----

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
+from simenv.conclusions.statistics import t_interval
 from simenv.errors import DataError
 from simenv.figures.style import (
     FAINT,
@@ -40,7 +41,6 @@ from simenv.figures.style import (
     small_multiples,
     sort_arms,
     sort_modes,
-    t_interval,
 )
 from simenv.metrics.comparisons import lorenz
 from simenv.metrics.formulas import gini, spearman

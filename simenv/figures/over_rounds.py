@@ -7,18 +7,15 @@ matplotlib `Figure`; intervals are 95 % t intervals over seeds. The module does 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from simenv.errors import DataError
 from simenv.figures.style import (
-    CONTROLS,
     FAINT,
     INK,
     LABEL,
@@ -26,7 +23,6 @@ from simenv.figures.style import (
     SPARE,
     TITLE,
     ArmStyle,
-    Values,
     arm_styles,
     draw_line,
     fit_y,
@@ -43,46 +39,8 @@ from simenv.figures.style import (
     sort_arms,
     sort_modes,
 )
-
-METRIC_LABELS = {
-    "ctr": "click-through rate",
-    "mean_rating": "mean rating",
-    "true_utility": "utility of what was shown",
-    "regret": "regret",
-    "arp_pct": "popularity percentile",
-    "log_lift": "log popularity lift",
-    "top1_share": "share of top 1 % items",
-    "tail_share": "tail share",
-    "coverage": "coverage",
-    "gini": "Gini of exposure",
-    "entropy": "entropy of exposure (nats)",
-    "jaccard": "overlap of users (Jaccard)",
-    "ild": "genre distance in a slate",
-    "genre_kl": "genre miscalibration (KL)",
-    "ndcg@10": "NDCG@10",
-    "recall@10": "recall@10",
-    "exposure_merit": "exposure-quality Spearman",
-}
-METRIC_COLUMNS = ("seed", "arm", "mode", "round", "group", "metric", "value")
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One metric of one arm and mode."""
-
-    seeds: NDArray[np.int64]  # (S,)
-    rounds: NDArray[np.int64]  # (T,)
-    values: Values  # (S, T), NaN = not measured
-
-    def at(self, seeds: Sequence[int], rounds: Sequence[int]) -> Values:
-        """The values of these seeds and rounds, (len(seeds), len(rounds)); all must be present."""
-        rows = np.searchsorted(self.seeds, seeds)
-        return np.asarray(self.values[np.ix_(rows, np.searchsorted(self.rounds, rounds))])
-
-
-def metric_label(metric: str) -> str:
-    """The words for a metric's axis."""
-    return METRIC_LABELS.get(metric, metric)
+from simenv.metrics.frame import CONTROLS, Series, all_series, primary_control
+from simenv.metrics.table import metric_label
 
 
 def metric_series(metrics: pl.DataFrame, metric: str, group: str = "all") -> dict[tuple[str, str], Series]:
@@ -91,39 +49,9 @@ def metric_series(metrics: pl.DataFrame, metric: str, group: str = "all") -> dic
     Raises:
         DataError: if a column is missing, or nothing is known of this metric and group.
     """
-    absent = [name for name in METRIC_COLUMNS if name not in metrics.columns]
-    if absent:
-        raise DataError(f"metrics: no column {absent[0]!r}; expected {', '.join(METRIC_COLUMNS)}")
-    rows = metrics.filter((pl.col("metric") == metric) & (pl.col("group") == group))
-    found: dict[tuple[str, str], Series] = {}
-    for (arm, mode), part in rows.group_by("arm", "mode", maintain_order=True):
-        seeds, row = np.unique(part["seed"].to_numpy(), return_inverse=True)
-        rounds, column = np.unique(part["round"].to_numpy(), return_inverse=True)
-        values = np.full((len(seeds), len(rounds)), np.nan)
-        values[row, column] = part["value"].cast(pl.Float64).to_numpy()
-        if np.isfinite(values).any():
-            found[str(arm), str(mode)] = Series(seeds, rounds, values)
-    if not found:
-        raise DataError(f"metrics: no values of metric {metric!r} for group {group!r}")
+    found = all_series(metrics, metric, group)
     arms, modes = sort_arms(arm for arm, _ in found), sort_modes(mode for _, mode in found)
     return {(arm, mode): found[arm, mode] for arm in arms for mode in modes if (arm, mode) in found}
-
-
-def amplification(loop: Series, control: Series) -> tuple[NDArray[np.int64], Values]:
-    """AMP over time: [m_t - m_0] in the loop minus the same in the control, paired by seed.
-
-    Returns:
-        (rounds (T,), differences (S, T)) of the seeds and rounds both have.
-    """
-    seeds = np.intersect1d(loop.seeds, control.seeds)
-    rounds = np.intersect1d(loop.rounds, control.rounds)
-    ours, theirs = loop.at(seeds.tolist(), rounds.tolist()), control.at(seeds.tolist(), rounds.tolist())
-    return rounds, (ours - ours[:, :1]) - (theirs - theirs[:, :1])
-
-
-def primary_control(modes: Sequence[str]) -> str | None:
-    """The most telling control among these modes: organic, else frozen, else exogenous."""
-    return next((mode for mode in CONTROLS if mode in modes), None)
 
 
 # -- over rounds ----------------------------------------------------------------------------------------------
@@ -265,9 +193,9 @@ def plot_amplification(metrics: pl.DataFrame, metric: str = "arp_pct", group: st
     for panel, (control, held) in zip(panels, pairs.items(), strict=True):
         panel.axhline(0, color=INK, linewidth=1.2)
         for arm in held:
-            rounds, differences = amplification(series[arm, "loop"], series[arm, control])
-            draw_line(panel, rounds, differences, color=styles[arm].color, marker=styles[arm].marker)
-            round_axis(panel, rounds)
+            gained = series[arm, "loop"].added_to(series[arm, control])
+            draw_line(panel, gained.rounds, gained.values, color=styles[arm].color, marker=styles[arm].marker)
+            round_axis(panel, gained.rounds)
         panel.set_title(f"loop minus {control}", fontsize=TITLE, loc="left", color=INK)
     fit_y(panels)
     label_axes(figure, "round", f"added {metric_label(metric)}")

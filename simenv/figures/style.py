@@ -22,6 +22,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from simenv.conclusions.statistics import t_interval
+from simenv.metrics.frame import CONTROLS
+
 Values = NDArray[np.float64]
 
 INK, FAINT, GRID = "#222222", "#6b6b6b", "#e3e3e3"
@@ -56,7 +59,6 @@ SPARE = (
     ("#994f00", "h"),
 )
 REFERENCES = ("random", "none", "oracle")
-CONTROLS = ("organic", "frozen", "exogenous")  # the first is the primary control
 MODE_DASHES: dict[str, Any] = {
     "loop": "-",
     "frozen": (0, (5, 2)),
@@ -117,25 +119,6 @@ def sort_modes(modes: Iterable[str]) -> list[str]:
     """Distinct modes, loop first, then the controls in order of importance."""
     order = {name: i for i, name in enumerate(("loop", *CONTROLS, "none"))}
     return sorted(set(modes), key=lambda mode: (order.get(mode, len(order)), mode))
-
-
-def t_interval(values: Values, level: float = 0.95) -> tuple[Values, Values, Values]:
-    """Mean and t interval over the first axis (the seeds), NaNs left out.
-
-    Returns:
-        (mean, low, high), each of the remaining shape; low and high are NaN where fewer than two seeds count.
-    """
-    from scipy.special import stdtrit
-
-    values = np.asarray(values, dtype=np.float64)
-    n = np.isfinite(values).sum(axis=0)
-    kept = np.where(np.isfinite(values), values, 0.0)
-    mean = np.where(n > 0, kept.sum(axis=0) / np.maximum(n, 1), np.nan)
-    squares = np.where(np.isfinite(values), (values - mean) ** 2, 0.0).sum(axis=0)
-    degrees = np.maximum(n - 1, 1)
-    half = stdtrit(degrees, 0.5 + level / 2) * np.sqrt(squares / degrees / np.maximum(n, 1))
-    half = np.where(n > 1, half, np.nan)
-    return mean, mean - half, mean + half
 
 
 def new_figure(

@@ -1,20 +1,20 @@
-"""The metrics of `metrics.csv`: the `Metric` protocol, the table of them, and the rows of a run.
+"""The metrics of `metrics.csv`: the `Metric` protocol, the record of each, and the rows of a run.
 
-`METRICS` binds the functions of `simenv.metrics.formulas` to the columns of `Events` and to the round-0 `Reference`.
-The module does not know how events came about, nor what is compared with what: differences between arms, groups and
-rounds are in `simenv.metrics.comparisons`.
+`METRICS` holds one record a metric: labels, margins, claims and the bounds of the tests are read from it. The module
+does not know how events came about, nor what is compared with what (`simenv.metrics.comparisons`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simenv.errors import DataError
+from simenv.errors import ConfigError, DataError
 from simenv.events import Events
 from simenv.metrics.formulas import (
     coverage,
@@ -57,16 +57,64 @@ class Metric(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class EventMetric:
-    """A named function that satisfies `Metric`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSpec:
+    """All that is known of one metric: how it is computed, named, read and judged. Satisfies `Metric`.
+
+    Attributes:
+        name: the word in the `metric` column.
+        compute: (events, reference, group) -> value, as `Metric.__call__`.
+        window: rounds of events it sees. Of the rounds before the current one, clicks alone.
+        label: the words on an axis; default: the name.
+        unit: what one of it is; empty = a share or another pure number.
+        bounds: the smallest and the largest value there can be.
+        wanted: which way is usually wanted; `context` = neither.
+        kind: of the claims about it, the first part of their names (`users:als:ctr:frozen`); None = no claims.
+        controls: the modes that these claims compare the loop with.
+        quantity: what it says of an arm, in a sentence, with `{arm}` or `{slates}`; default: the label.
+        oracle_kind: of the claim that compares its last round with the oracle's; None = no such claim.
+        oracle_quantity: what it says in that claim, where the arm is named already.
+        margin: the largest effect on it that counts as none, in its unit, unless a run says otherwise.
+    """
 
     name: str
     compute: Callable[[Events, Reference, Group], float | None]
     window: int = 1
+    label: str = ""
+    unit: str = ""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    wanted: Literal["up", "down", "context"] = "context"
+    kind: str | None = None
+    controls: tuple[str, ...] = ("frozen",)
+    quantity: str = ""
+    oracle_kind: str | None = None
+    oracle_quantity: str = ""
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or not callable(self.compute):
+            raise ConfigError(f"metric {self.name!r}: expected a name and a function (events, reference, group)")
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            raise ConfigError(f"metric {self.name}: window={self.window!r}; expected a whole number, at least 1")
+        if self.margin is not None and not self.margin > 0:
+            raise ConfigError(f"metric {self.name}: margin={self.margin!r}; expected null or a number above 0")
 
     def __call__(self, events: Events, reference: Reference, group: Group) -> float | None:
         return self.compute(events, reference, group)
+
+
+def spec_of(metric: Metric | Callable[[Events, Reference, Group], float | None]) -> MetricSpec:
+    """The record of a metric, of another object that satisfies `Metric`, or of a plain function, named as it is.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if isinstance(metric, MetricSpec):
+        return metric
+    name = getattr(metric, "name", None) or getattr(metric, "__name__", "")
+    if not callable(metric) or not name:
+        raise ConfigError(f"metrics: got {metric!r}; expected a function (events, reference, group) or a MetricSpec")
+    return MetricSpec(name=str(name), compute=metric, window=getattr(metric, "window", 1))
 
 
 class MetricRow(NamedTuple):
@@ -119,28 +167,172 @@ def _accuracy(events: Events, reference: Reference) -> tuple[float, float] | tup
     )
 
 
-METRICS: tuple[Metric, ...] = (
-    EventMetric("ctr", lambda e, ref, g: ctr(e.clicked)),
-    EventMetric("mean_rating", lambda e, ref, g: mean(e.rating)),
-    EventMetric("true_utility", lambda e, ref, g: mean(e.true_utility)),
-    EventMetric("regret", lambda e, ref, g: _regret(e)),
-    EventMetric("arp_pct", lambda e, ref, g: mean(e.popularity0_pct)),
-    EventMetric("log_lift", lambda e, ref, g: mean(ref.log_lift[e.item])),
-    EventMetric("top1_share", lambda e, ref, g: _share_on(ref.top, e)),
-    EventMetric("tail_share", lambda e, ref, g: _share_on(ref.tail, e)),
-    EventMetric("coverage", lambda e, ref, g: coverage(_impressions(e, ref))),
-    EventMetric("gini", lambda e, ref, g: gini(_impressions(e, ref))),
-    EventMetric("entropy", lambda e, ref, g: entropy(_impressions(e, ref))),
-    EventMetric("jaccard", lambda e, ref, g: mean(clicked_jaccards(e, ref, g)), window=JACCARD_ROUNDS),
-    EventMetric("ild", lambda e, ref, g: ild(_slates(e), e.item, ref.genre_bits) if ref.genres.any() else None),
-    EventMetric("genre_kl", lambda e, ref, g: _genre_kl(e, ref)),
-    EventMetric(f"ndcg@{ACCURACY_K}", lambda e, ref, g: _accuracy(e, ref)[0]),
-    EventMetric(f"recall@{ACCURACY_K}", lambda e, ref, g: _accuracy(e, ref)[1]),
-    EventMetric(
-        "exposure_merit",
-        lambda e, ref, g: None if ref.quality is None else spearman(_impressions(e, ref), ref.quality),
+METRICS: tuple[MetricSpec, ...] = (
+    MetricSpec(
+        name="ctr",
+        compute=lambda e, ref, g: ctr(e.clicked),
+        label="click-through rate",
+        bounds=(0, 1),
+        wanted="up",
+        kind="users",
+        quantity="the click-through rate of {slates}",
+        margin=0.01,
+    ),
+    MetricSpec(
+        name="mean_rating",
+        compute=lambda e, ref, g: mean(e.rating),
+        label="mean rating",
+        unit="rating scale",
+        wanted="up",
+    ),
+    MetricSpec(
+        name="true_utility",
+        compute=lambda e, ref, g: mean(e.true_utility),
+        label="utility of what was shown",
+        bounds=(0, 1),
+        wanted="up",
+        kind="users",
+        quantity="the true utility of {slates}",
+        margin=0.01,
+    ),
+    MetricSpec(
+        name="regret",
+        compute=lambda e, ref, g: _regret(e),
+        label="regret",
+        bounds=(-math.inf, 1),
+        wanted="down",
+    ),
+    MetricSpec(
+        name="arp_pct",
+        compute=lambda e, ref, g: mean(e.popularity0_pct),
+        label="popularity percentile",
+        bounds=(0, 1),
+        wanted="down",
+        kind="amplification",
+        controls=("organic", "frozen"),
+        quantity="the popularity percentile of {slates}",
+        margin=0.01,
+    ),
+    MetricSpec(
+        name="log_lift",
+        compute=lambda e, ref, g: mean(ref.log_lift[e.item]),
+        label="log popularity lift",
+        unit="nats",
+        wanted="down",
+        kind="amplification",
+        controls=("organic", "frozen"),
+        quantity="the log popularity lift of {slates}",
+        margin=0.05,
+    ),
+    MetricSpec(
+        name="top1_share",
+        compute=lambda e, ref, g: _share_on(ref.top, e),
+        label="share of top 1 % items",
+        bounds=(0, 1),
+        wanted="down",
+    ),
+    MetricSpec(
+        name="tail_share",
+        compute=lambda e, ref, g: _share_on(ref.tail, e),
+        label="tail share",
+        bounds=(0, 1),
+        wanted="up",
+        kind="exposure",
+        controls=("frozen", "exogenous"),
+        quantity="the share of tail items in {slates}",
+        margin=0.01,
+    ),
+    MetricSpec(
+        name="coverage",
+        compute=lambda e, ref, g: coverage(_impressions(e, ref)),
+        label="coverage",
+        bounds=(0, 1),
+        wanted="up",
+        kind="exposure",
+        controls=("frozen", "exogenous"),
+        quantity="the share of the catalogue that {arm} shows",
+        margin=0.02,
+    ),
+    MetricSpec(
+        name="gini",
+        compute=lambda e, ref, g: gini(_impressions(e, ref)),
+        label="Gini of exposure",
+        bounds=(0, 1),
+        wanted="down",
+        kind="exposure",
+        controls=("frozen", "exogenous"),
+        quantity="the Gini of exposure under {arm}",
+        margin=0.02,
+    ),
+    MetricSpec(
+        name="entropy",
+        compute=lambda e, ref, g: entropy(_impressions(e, ref)),
+        label="entropy of exposure (nats)",
+        unit="nats",
+        bounds=(0, math.inf),
+        wanted="up",
+    ),
+    MetricSpec(
+        name="jaccard",
+        compute=lambda e, ref, g: mean(clicked_jaccards(e, ref, g)),
+        window=JACCARD_ROUNDS,
+        label="overlap of users (Jaccard)",
+        bounds=(0, 1),
+        kind="homogenisation",
+        quantity="the overlap of what pairs of {arm} users click",
+        oracle_kind="homogenisation",
+        oracle_quantity="the overlap of what pairs of users click",
+        margin=0.01,
+    ),
+    MetricSpec(
+        name="ild",
+        compute=lambda e, ref, g: ild(_slates(e), e.item, ref.genre_bits) if ref.genres.any() else None,
+        label="genre distance in a slate",
+        bounds=(0, 1),
+        wanted="up",
+    ),
+    MetricSpec(
+        name="genre_kl",
+        compute=lambda e, ref, g: _genre_kl(e, ref),
+        label="genre miscalibration (KL)",
+        unit="nats",
+        bounds=(0, math.log(100)),
+        wanted="down",
+        kind="calibration",
+        quantity="the miscalibration of clicked genres under {arm}",
+        margin=0.05,
+    ),
+    MetricSpec(
+        name=f"ndcg@{ACCURACY_K}",
+        compute=lambda e, ref, g: _accuracy(e, ref)[0],
+        label=f"NDCG@{ACCURACY_K}",
+        bounds=(0, 1),
+        wanted="up",
+    ),
+    MetricSpec(
+        name=f"recall@{ACCURACY_K}",
+        compute=lambda e, ref, g: _accuracy(e, ref)[1],
+        label=f"recall@{ACCURACY_K}",
+        bounds=(0, 1),
+        wanted="up",
+    ),
+    MetricSpec(
+        name="exposure_merit",
+        compute=lambda e, ref, g: None if ref.quality is None else spearman(_impressions(e, ref), ref.quality),
+        label="exposure-quality Spearman",
+        bounds=(-1, 1),
+        wanted="up",
+        oracle_kind="merit",
+        oracle_quantity="the rank correlation of exposure and quality",
+        margin=0.05,
     ),
 )
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def metric_label(name: str) -> str:
+    """The words for a metric's axis; those of one that simenv does not have are its name."""
+    return BY_NAME[name].label if name in BY_NAME else name
 
 
 def metric_rows(

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from simenv import figures
 from simenv.errors import DataError
-from simenv.figures.style import CONTROLS, png_bytes, same_styles
+from simenv.figures.style import png_bytes, same_styles
+from simenv.metrics.frame import CONTROLS
 from simenv.report.run_data import RunData
 
 HISTORY_COLUMNS = ("n_warm_start", "activity", "n_interactions")  # numeric columns of users.parquet, first found wins
@@ -92,9 +93,9 @@ SPECS = (
         title="The claims at a glance",
         caption="One panel per kind of claim and metric, on a scale of its own; one row per comparison. A point is "
         "the mean over seeds, its bar the 95 % interval (with one seed: the estimate, and its interval over users). "
-        "Filled: supported. Hollow: not. A star marks the "
-        "claim declared primary before the run; a grey strip is the margin within which an effect counts as "
-        "none.",
+        "Filled triangles: raised or lowered, the interval lies beyond the margin (the grey strip, within which an "
+        "effect counts as none). Hollow squares: negligible, it lies inside. Circles: unclear. A star marks the claim "
+        "declared primary before the run.",
         alt="Forest plot of the claims' estimates with intervals against zero.",
         draw=_forest,
     ),

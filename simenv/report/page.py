@@ -18,12 +18,14 @@ from typing import Any
 
 import jinja2
 
+from simenv.conclusions.judged import VERDICTS
+from simenv.conclusions.words import undecidable
 from simenv.errors import RunDirectoryError, SimenvError
 from simenv.figures import plot_runs
 from simenv.figures.style import png_bytes, same_styles, sort_arms
 from simenv.report import views
 from simenv.report.figures import SPECS, Drawn, draw_figures
-from simenv.report.run_data import VERDICTS, RunData, read_run
+from simenv.report.run_data import RunData, read_run
 
 COMPARED_METRICS = {
     "arp_pct": "Popularity percentile of what is shown",
@@ -32,7 +34,7 @@ COMPARED_METRICS = {
     "jaccard": "Overlap between users",
 }
 OWN_SECTIONS = ("question", "command", "gates", "llm")  # of the run card, shown outside its table
-FOLD_FROM = 12  # claims; with more, those neither supported nor flipping are folded away
+FOLD_FROM = 12  # claims; with more, those neither raised, lowered nor flipping are folded away
 
 
 def build(folder: Path | str) -> Path:
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report_page(run: RunData, drawn: Sequence[Drawn]) -> dict[str, Any]:
     """Everything the template of one run shows."""
     card = run.card
-    claims = [views.claim_view(claim, run) for claim in run.claims or []]
+    claims = run.claims or []
     return {
         "title": card.get("question") or f"Run {run.name}",
         "run": run.name,
@@ -103,15 +105,17 @@ def _report_page(run: RunData, drawn: Sequence[Drawn]) -> dict[str, Any]:
         "seeds": run.n_seeds or len(card.get("seeds") or []),
         "arms": sort_arms(run.arms),
         "evaluated": run.claims is not None,
-        "primary": [claim for claim in claims if claim["primary"]],
-        "kinds": views.by_kind([claim for claim in claims if not claim["primary"]]),
+        "primary": [claim for claim in claims if claim.primary],
+        "kinds": views.by_kind([claim for claim in claims if not claim.primary]),
         "fold": len(claims) > FOLD_FROM,
-        "counts": {verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS},
-        "flips": [claim for claim in claims if claim["flip"]],
+        "counts": {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
+        "regime_flips": sum(claim.regime_status == "flips" for claim in claims),
+        "user_model_flips": sum(claim.user_model_status == "flips" for claim in claims),
+        "elsewhere": views.elsewhere(claims, run),
+        "warning": None if run.claims is None else undecidable(run.n_seeds) if run.metrics is not None else None,
         "claims": claims,
         "regimes": list(run.regimes),
         "user_models": list(run.user_models),
-        "sign_changes": [claim for claim in claims if claim["sign_changes"]],
         "figures": [
             *_own_figures(run),
             *(views.figure_view(d.spec.title, d.spec.caption, d.spec.alt, d.png) for d in drawn if d.png is not None),

@@ -15,19 +15,11 @@ from typing import Any
 
 import polars as pl
 
+from simenv.conclusions.judged import JudgedClaim, read_claims
 from simenv.errors import DataError, RunDirectoryError
+from simenv.metrics.frame import read_metrics
 
-METRIC_SCHEMA = {
-    "seed": pl.Int64,
-    "arm": pl.String,
-    "mode": pl.String,
-    "round": pl.Int64,
-    "group": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-}
 EVENT_COLUMNS = ("seed", "arm", "mode", "round", "user", "item", "rank", "clicked", "popularity0_pct")
-VERDICTS = ("supported", "not_supported", "inconclusive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +30,7 @@ class RunData:
     card: Mapping[str, Any]
     config: str
     metrics: pl.DataFrame | None
-    claims: list[dict[str, Any]] | None
+    claims: list[JudgedClaim] | None
     items: pl.DataFrame | None
     users: pl.DataFrame | None
     event_files: tuple[Path, ...]
@@ -68,9 +60,7 @@ class RunData:
     @property
     def regime(self) -> str | None:
         """The consumption regime, from the run card, the claims or the configuration."""
-        found = self.card.get("regime") or next(
-            (claim["regime"] for claim in self.claims or [] if claim.get("regime")), None
-        )
+        found = self.card.get("regime") or next((claim.regime for claim in self.claims or [] if claim.regime), None)
         if found is None:
             lines = [line.split(":", 1) for line in self.config.splitlines() if line.startswith("repeat:")]
             found = lines[0][1].split("#")[0].strip() if lines else None
@@ -120,8 +110,8 @@ def read_run(folder: Path | str) -> RunData:
         folder=folder,
         card=card,
         config=_read_text(folder / "config.yaml"),
-        metrics=_read_metrics(folder / "metrics.csv"),
-        claims=_read_claims(folder / "claims.json"),
+        metrics=read_metrics(folder) if (folder / "metrics.csv").is_file() else None,
+        claims=read_claims(folder) if (folder / "claims.json").is_file() else None,
         items=_read_parquet(folder / "items.parquet", ("item",)),
         users=_read_parquet(folder / "users.parquet", ("user",)),
         event_files=_event_files(folder / "events"),
@@ -148,39 +138,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"{path}: damaged ({error}); expected JSON") from error
-
-
-def _read_metrics(path: Path) -> pl.DataFrame | None:
-    if not path.is_file():
-        return None
-    try:
-        frame = pl.read_csv(path, schema_overrides=METRIC_SCHEMA, null_values=["", "null", "None"])
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise RunDirectoryError(
-            f"{path}: damaged ({_first_line(error)}); expected {', '.join(METRIC_SCHEMA)}"
-        ) from error
-    _require_columns(path, frame.columns, tuple(METRIC_SCHEMA))
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        if file.read(1) != b"\n":
-            raise RunDirectoryError(f"{path}: damaged (ends in the middle of a row); expected a line end at the end")
-    holes = [name for name in METRIC_SCHEMA if name != "value" and frame[name].null_count()]
-    if holes:
-        raise RunDirectoryError(f"{path}: damaged (a row without {holes[0]}); expected a value in every column")
-    return frame
-
-
-def _read_claims(path: Path) -> list[dict[str, Any]] | None:
-    if not path.is_file():
-        return None
-    claims = _read_json(path)
-    if not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
-        raise RunDirectoryError(f"{path}: expected a list of claims, each an object")
-    for claim in claims:
-        if claim.get("verdict") not in VERDICTS:
-            found = f"{claim.get('name', 'a claim')} has verdict {claim.get('verdict')!r}"
-            raise RunDirectoryError(f"{path}: {found}; expected {', '.join(VERDICTS)}")
-    return claims
 
 
 def _read_csv(path: Path) -> pl.DataFrame:

@@ -14,71 +14,26 @@ from typing import Any
 
 import polars as pl
 
+from simenv.conclusions.across import flips
+from simenv.conclusions.judged import JudgedClaim
 from simenv.figures.style import sort_arms
 from simenv.report.run_data import RunData
 
 LONG_TABLE = 200  # rows of a table shown on the page; the file has them all
 
 
-def claim_view(claim: Mapping[str, Any], run: RunData) -> dict[str, Any]:
-    """A claim with its fate in the other regimes."""
-    elsewhere = {name: _same_claim(_identity(claim), other) for name, other in run.reruns.items()}
-    found = {name: other for name, other in elsewhere.items() if other is not None}
-    return {
-        "name": str(claim.get("name") or "claim"),
-        "arm": claim.get("arm") or "",
-        "control": claim.get("control") or "",
-        "sentence": claim.get("sentence") or _plain_sentence(claim),
-        "verdict": claim["verdict"],
-        "primary": bool(claim.get("primary")),
-        "estimate": claim.get("estimate"),
-        "ci_low": claim.get("ci_low"),
-        "ci_high": claim.get("ci_high"),
-        "p": claim.get("p"),
-        "p_adjusted": claim.get("p_adjusted"),
-        "n_seeds": claim.get("n_seeds"),
-        "mde": claim.get("mde"),
-        "regime": claim.get("regime") or "",
-        "elsewhere": elsewhere,
-        "flip": [name for name, other in found.items() if name in run.regimes and _flips(claim, other)],
-        "sign_changes": [name for name in run.user_models if name in found and _sign_changes(claim, found[name])],
-        "notes": [str(value) for key, value in claim.items() if key.endswith(("note", "notes")) and value],
-    }
-
-
-def _identity(claim: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What makes claims of two runs the same claim."""
-    return str(claim.get("name")), str(claim.get("arm") or ""), str(claim.get("control") or "")
-
-
-def _same_claim(identity: tuple[str, str, str], run: RunData) -> dict[str, Any] | None:
-    return next((other for other in run.claims or [] if _identity(other) == identity), None)
-
-
-def _flips(claim: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two decided verdicts disagree; losing power (inconclusive) is not a flip."""
-    if "inconclusive" in (claim["verdict"], other["verdict"]):
-        return False
-    if claim["verdict"] != other["verdict"]:
-        return True
-    return claim["verdict"] == "supported" and _sign_changes(claim, other)
-
-
-def _sign_changes(claim: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return (claim.get("estimate") or 0) * (other.get("estimate") or 0) < 0
-
-
-def _plain_sentence(claim: Mapping[str, Any]) -> str:
-    where = f" ({claim['arm']})" if claim.get("arm") else ""
-    return f"{claim.get('name', 'claim')}{where}: estimate {number(claim.get('estimate'))}."
-
-
-def by_kind(claims: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Claims by the part of their name before the first colon, decided ones first."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
+def by_kind(claims: Sequence[JudgedClaim]) -> dict[str, list[JudgedClaim]]:
+    """Claims by kind, decided ones first."""
+    kinds: dict[str, list[JudgedClaim]] = {}
     for claim in claims:
-        kinds.setdefault(claim["name"].split(":")[0].replace("_", " ").replace("-", " "), []).append(claim)
-    return {kind: sorted(held, key=lambda claim: claim["verdict"] == "inconclusive") for kind, held in kinds.items()}
+        kinds.setdefault(claim.kind.replace("_", " ").replace("-", " "), []).append(claim)
+    return {kind: sorted(held, key=lambda claim: claim.verdict == "unclear") for kind, held in kinds.items()}
+
+
+def elsewhere(claims: Sequence[JudgedClaim], run: RunData) -> dict[str, list[JudgedClaim | None]]:
+    """The same claims in the run's other regimes and under its other user models, by name, in the order of `reruns`."""
+    others = [{claim.name: claim for claim in other.claims or []} for other in run.reruns.values()]
+    return {claim.name: [held.get(claim.name) for held in others] for claim in claims}
 
 
 def figure_view(title: str, caption: str, alt: str, png: bytes) -> dict[str, str]:
@@ -226,11 +181,12 @@ def run_view(name: str, run: RunData) -> dict[str, Any]:
 
 
 def joined_claims(runs: Mapping[str, RunData]) -> list[dict[str, Any]]:
-    """One row per claim name and arm, one cell per run; marked where decided verdicts disagree."""
+    """One row per claim, one cell per run; marked where the runs' verdicts flip."""
+    claims = {name: run.claims or [] for name, run in runs.items()}
+    held = {name: {claim.name: claim for claim in found} for name, found in claims.items()}
     rows = []
-    for identity in dict.fromkeys(_identity(claim) for run in runs.values() for claim in run.claims or []):
-        cells = [_same_claim(identity, run) for run in runs.values()]
-        held = [cell for cell in cells if cell is not None]
-        flip = any(_flips(one, other) for one in held for other in held)
-        rows.append({"name": identity[0], "arm": identity[1], "cells": cells, "flip": flip})
+    for fate in flips(claims):
+        cells = [found.get(fate.name) for found in held.values()]
+        arm = next(cell.arm for cell in cells if cell is not None)
+        rows.append({"name": fate.name, "arm": arm, "cells": cells, "flip": fate.status == "flips"})
     return rows

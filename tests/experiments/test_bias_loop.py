@@ -16,7 +16,9 @@ from experiments import compare
 from experiments.running.course import run_experiment
 from experiments.running.design import CONF
 from recommenders.base import Recommender
+from simenv.conclusions.across import flips
 from simenv.conclusions.claims import Claim, judge
+from simenv.conclusions.judged import read_claims
 from simenv.errors import ConfigError
 
 
@@ -54,16 +56,17 @@ def test_every_part_is_a_run_directory(folder: Path) -> None:
 
 
 def test_claims_name_their_regime_and_what_the_re_runs_say(folder: Path) -> None:
-    claims = json.loads((folder / "claims.json").read_text())
-    assert [claim["name"] for claim in claims if claim["primary"]] == ["amplification:als:arp_pct:frozen"]
-    assert {claim["regime"] for claim in claims} == {"never"}
-    elsewhere = json.loads((folder / "regimes/always/claims.json").read_text())
-    assert {claim["regime"] for claim in elsewhere} == {"always"}
-    other = {claim["name"]: claim for claim in json.loads((folder / "user_models/content/claims.json").read_text())}
-    for claim in claims:
-        rival = other[claim["name"]]["estimate"]
-        signs = {np.sign(claim["estimate"]), np.sign(rival)} if None not in (claim["estimate"], rival) else set()
-        assert ("user_model_note" in claim) == ({-1.0, 1.0} <= signs)
+    claims = read_claims(folder)
+    assert [claim.name for claim in claims if claim.primary] == ["amplification:als:arp_pct:frozen"]
+    assert {claim.regime for claim in claims} == {"never"}
+    assert {claim.regime for claim in read_claims(folder / "regimes/always")} == {"always"}
+    statuses = {
+        "regime_status": {"never": claims, "always": read_claims(folder / "regimes/always")},
+        "user_model_status": {"main": claims, "content": read_claims(folder / "user_models/content")},
+    }
+    for key, elsewhere in statuses.items():
+        expected = {row.name: row.status for row in flips(elsewhere)}
+        assert {claim.name: getattr(claim, key) for claim in claims} == {c.name: expected[c.name] for c in claims}
 
 
 def test_estimate_is_the_contracts_amplification(folder: Path) -> None:
@@ -134,7 +137,7 @@ class _Follower(Recommender):
         return np.tile(self.weights, (len(users), 1))
 
 
-@pytest.mark.parametrize(("planted", "verdict"), [(0.5, "supported"), (0.0, "inconclusive")])
+@pytest.mark.parametrize(("planted", "verdict"), [(0.5, "raised"), (0.0, "unclear")])
 def test_a_planted_effect_is_found_and_none_is_not(planted: float, verdict: str) -> None:
     played = compare(
         {"follower": _Follower(planted)}, modes=["loop", "frozen"], references=(), n_seeds=8, rounds=4, n_users=30,
@@ -142,8 +145,50 @@ def test_a_planted_effect_is_found_and_none_is_not(planted: float, verdict: str)
     )  # fmt: skip
     claim = Claim(name="x", arm="follower", metric="arp_pct", cause="feedback", quantity="the percentile", primary=True)
     judged = judge(played.metrics, [claim], regime="always")[0]
-    assert judged["verdict"] == verdict
+    assert judged.verdict == verdict
     if planted == 0:
-        assert judged["estimate"] == 0  # an A/A run: the same slates, hence not a hair of difference
+        assert judged.estimate == 0  # an A/A run: the same slates, hence not a hair of difference
     else:
-        assert judged["estimate"] > 0.03
+        assert judged.estimate > 0.03
+
+
+OWN_METRIC = """
+from simenv.metrics import MetricSpec
+from simenv.metrics.formulas import mean
+
+
+def top_slot_ctr(events, reference, group):
+    return mean(events.clicked[events.rank == 0])
+
+
+judged = MetricSpec(
+    name="judged", compute=top_slot_ctr, window=2, kind="own", quantity="clicks on {slates}", margin=0.5
+)
+"""
+
+
+def test_a_metric_from_outside_the_checkout_is_measured_and_judged(tmp_path: Path, monkeypatch: Any) -> None:
+    """The recipe of the documentation: one function in a file of one's own, named in one option."""
+    (tmp_path / "own_metrics.py").write_text(OWN_METRIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ["own_metrics.top_slot_ctr", "own_metrics.judged"]
+    played = compare(
+        ["popularity"], modes=["loop", "frozen"], references=(), metrics=names, n_seeds=2, rounds=2, n_users=20,
+        n_items=40, slate_size=3,
+    )  # fmt: skip
+    first = played.metrics.filter(round=0, group="all", seed=0, arm="popularity", mode="loop")
+    values = dict(first.select("metric", "value").iter_rows())
+    top = played.events.filter(round=0, seed=0, arm="popularity", mode="loop", rank=0)
+    assert values["top_slot_ctr"] == values["judged"] == pytest.approx(top["clicked"].mean())
+    assert len(values) == 15 + 2  # all that a synthetic world without a holdout has, and ours
+    claim = next(claim for claim in played.claims if claim.metric == "judged")
+    assert (claim.name, claim.margin) == ("own:popularity:judged:frozen", 0.5)
+    assert "clicks on Popularity's slates" in claim.sentence
+    for wrong, words in (
+        (["own_metrics.nothing"], "expected the dotted path"),
+        (["own_metrics.top_slot_ctr"] * 2, "'top_slot_ctr' is the name of another metric"),
+        ([0.5], "expected a function"),
+        ("own_metrics.judged", "expected a list"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            compare(["popularity"], metrics=wrong, n_users=20, n_items=40)

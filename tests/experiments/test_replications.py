@@ -10,7 +10,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import debias
-from experiments.groups import group_gaps
 from experiments.replications import chaney2018, filter_bubble, jiang2019, mansoury2020, performance_paradox
 from experiments.replications.targets import (
     above,
@@ -21,6 +20,7 @@ from experiments.replications.targets import (
 )
 from experiments.running.course import Run, run_experiment
 from experiments.running.directory import RunDirectory
+from simenv.conclusions.groups import group_gaps
 from simenv.conclusions.statistics import Interval
 from simenv.errors import ConfigError, DataError, RunDirectoryError
 

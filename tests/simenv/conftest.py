@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from simenv.conclusions.across import marked
+from simenv.conclusions.judged import read_claims, write_claims
 from tests.simenv.fake_run import write_run
 
 
@@ -14,20 +16,21 @@ from tests.simenv.fake_run import write_run
 def reported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with controls, claims and another regime, its report, and a comparison of the two regimes.
 
-    In regime `always` the first supported claim is decided the other way, and all others are open.
+    In regime `always` the first decided claim is negligible, and all others are unclear.
     """
     from simenv import report
 
     folder = write_run(
         tmp_path_factory.mktemp("reported") / "run", arms=("random", "als", "oracle"), rounds=4, regimes=("always",)
     )
-    ours = json.loads((folder / "claims.json").read_text())
-    flipping = next(claim["name"] for claim in ours if claim["verdict"] == "supported")
-    path = folder / "regimes" / "always" / "claims.json"
-    theirs = json.loads(path.read_text())
-    for claim in theirs:
-        claim["verdict"] = "not_supported" if claim["name"] == flipping else "inconclusive"
-    path.write_text(json.dumps(theirs))
+    ours = read_claims(folder)
+    flipping = next(claim.name for claim in ours if claim.verdict != "unclear")
+    other = folder / "regimes" / "always"
+    theirs = [
+        replace(claim, verdict="negligible" if claim.name == flipping else "unclear") for claim in read_claims(other)
+    ]
+    write_claims(other, theirs)
+    write_claims(folder, marked(ours, regimes={"never": ours, "always": theirs}, user_models={}))
     report.build(folder)
     report.compare([folder, folder / "regimes" / "always"], folder / "compare.html")
     return folder

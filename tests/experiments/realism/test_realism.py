@@ -345,7 +345,7 @@ def test_users_without_any_taste_are_not_validated(tmp_path):
     assert value(rows, "discrimination", "auc", "choice", "popularity-matched 1:1") < 0.6
     claims = realism.verdict(rows, "choice")
     assert claims[0]["primary"]
-    assert claims[0]["verdict"] == "not_supported"
+    assert claims[0]["test"] == "not_supported"
     assert "is not validated" in claims[0]["sentence"]
     assert [claim["label"] for claim in claims] == [
         None,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from scipy import stats
 
-from simenv.conclusions.claims import Claim, flips, judge, sign_changes
+from simenv.conclusions import statistics
+from simenv.conclusions.across import flips, marked
+from simenv.conclusions.claims import Claim, judge
+from simenv.conclusions.judged import JudgedClaim, Verdict, read_claims, verdict_of, write_claims
 from simenv.conclusions.standard import pairs_of_groups, standard_claims
+from simenv.conclusions.words import undecidable
 from simenv.errors import ConfigError, DataError
 
 METRICS = ("arp_pct", "gini", "tail_share", "coverage", "jaccard", "true_utility", "ctr", "genre_kl")
@@ -79,7 +83,7 @@ AMP = Claim(
 RISE = [0.031, 0.047, 0.039, 0.052, 0.028, 0.041, 0.036, 0.046]
 
 
-def only(records: list[dict]) -> dict:
+def only(records):
     assert len(records) == 1
     return records[0]
 
@@ -93,9 +97,9 @@ def test_estimate_is_the_exact_amp() -> None:
         (cell[s, "loop", 2] - cell[s, "loop", 0]) - (cell[s, "frozen", 2] - cell[s, "frozen", 0])
         for s in range(100, 108)
     ]
-    assert record["estimate"] == pytest.approx(np.mean(by_hand), abs=1e-15)
+    assert record.estimate == pytest.approx(np.mean(by_hand), abs=1e-15)
     reference = stats.ttest_1samp(by_hand, 0.0).confidence_interval(0.95)
-    assert (record["ci_low"], record["ci_high"]) == pytest.approx((reference.low, reference.high))
+    assert (record.ci_low, record.ci_high) == pytest.approx((reference.low, reference.high))
 
 
 def test_level_and_group_estimands() -> None:
@@ -110,34 +114,35 @@ def test_level_and_group_estimands() -> None:
     level = replace(AMP, metric="jaccard", estimand="level", control_arm="oracle", control_mode="loop")
     gap = replace(level, name="gap", group="taste=minority", versus_group="taste=majority")
     records = judge(table, [level, gap], regime="never")
-    assert records[0]["estimate"] == pytest.approx(mean("als", "loop", "all") - mean("oracle", "loop", "all"))
+    assert records[0].estimate == pytest.approx(mean("als", "loop", "all") - mean("oracle", "loop", "all"))
     minority, majority = (
         mean("als", "loop", f"taste={g}") - mean("oracle", "loop", f"taste={g}") for g in ("minority", "majority")
     )
-    assert records[1]["estimate"] == pytest.approx(minority - majority)
-    assert records[0]["control"] == "oracle/loop"
-    assert records[1]["control"] == "oracle/loop, taste=minority - taste=majority"
+    assert records[1].estimate == pytest.approx(minority - majority)
+    assert records[0].control == "oracle/loop"
+    assert records[1].control == "oracle/loop, taste=minority - taste=majority"
 
 
 def test_planted_effect_is_supported_with_its_sentence() -> None:
     record = only(judge(amp_table(RISE), [replace(AMP, primary=True)], regime="never"))
-    assert record["verdict"] == "supported"
-    assert record["p"] == record["p_adjusted"] == 2 / 2**8
-    assert record["sentence"] == (
+    assert record.test == "supported"
+    assert record.p == record.p_adjusted == 2 / 2**8
+    assert record.sentence == (
         "Retraining on its own feedback raised the popularity percentile of ALS's slates by .040 "
-        "(95 % CI .033 to .047, 8 seeds, adjusted p = .008, regime never): supported."
+        "(95 % CI .033 to .047, 8 seeds, adjusted p = .008, regime never)."
     )
+    assert (record.verdict, record.seeds_needed) == ("raised", None)
 
 
 def test_planted_effect_is_supported_among_all_the_claims_and_the_rest_is_not() -> None:
     table = planted(null_world(np.random.default_rng(3)), 0.5, arm="als", metric="arp_pct")
     claims = standard_claims(table, primary=PRIMARY)
-    records = {record["name"]: record for record in judge(table, claims, regime="never")}
-    found = {name for name, record in records.items() if record["verdict"] == "supported"}
+    records = {record.name: record for record in judge(table, claims, regime="never")}
+    found = {name for name, record in records.items() if record.test == "supported"}
     assert {PRIMARY, "amplification:als:arp_pct:frozen"} <= found
     assert all(name.startswith(("amplification:als:arp_pct", "stability")) for name in found)
-    assert records[PRIMARY]["primary"]
-    assert records["amplification:als:arp_pct:frozen"]["p_adjusted"] == 2 / 2**8
+    assert records[PRIMARY].primary
+    assert records["amplification:als:arp_pct:frozen"].p_adjusted == 2 / 2**8
 
 
 def test_aa_runs_have_at_most_five_percent_with_any_supported_claim() -> None:
@@ -148,9 +153,9 @@ def test_aa_runs_have_at_most_five_percent_with_any_supported_claim() -> None:
     for _ in range(worlds):
         table = null_world(rng, rounds=2, metrics=("arp_pct", "gini", "coverage", "jaccard", "ctr"))
         claims = standard_claims(table, primary=PRIMARY)
-        with_primary += any(r["verdict"] == "supported" for r in judge(table, claims, regime="never"))
+        with_primary += any(r.test == "supported" for r in judge(table, claims, regime="never"))
         records = judge(table, claims, regime="never", primary_first=False)
-        without += any(r["verdict"] == "supported" for r in records)
+        without += any(r.test == "supported" for r in records)
     allowed = stats.binom.ppf(0.995, worlds, 0.05)
     assert with_primary <= allowed
     assert 0 < without <= allowed  # 0 would mean a test without power, not a careful one
@@ -162,65 +167,108 @@ def test_unadjusted_tests_would_fail_the_aa_run() -> None:
     wrong = 0
     for _ in range(40):
         table = null_world(rng, rounds=2)
-        wrong += any(r["p"] <= 0.05 for r in judge(table, standard_claims(table), regime="never"))
+        wrong += any(r.p <= 0.05 for r in judge(table, standard_claims(table), regime="never"))
     assert wrong / 40 > 0.3
 
 
-def test_one_seed_has_null_intervals_and_is_inconclusive() -> None:
+def test_one_seed_has_null_intervals_and_its_file_is_read_back(tmp_path: Path) -> None:
     table = null_world(np.random.default_rng(4), n_seeds=1)
     records = judge(table, standard_claims(table, primary=PRIMARY), regime="never")
     assert records
     for record in records:
-        assert record["verdict"] == "inconclusive"
-        assert [record[k] for k in ("ci_low", "ci_high", "p", "p_adjusted", "tost_p", "mde")] == [None] * 6
-    assert "one seed carries no interval" in records[0]["sentence"]
-    assert json.loads(json.dumps(records, allow_nan=False)) == records
+        assert (record.test, record.verdict, record.seeds_needed) == ("inconclusive", "unclear", 6)
+        numbers = (record.ci_low, record.ci_high, record.p, record.p_adjusted, record.tost_p, record.mde)
+        assert numbers == (None,) * 6
+    assert "one seed carries no interval" in records[0].sentence
+    write_claims(tmp_path, records)
+    assert "NaN" not in (tmp_path / "claims.json").read_text()
+    assert read_claims(tmp_path) == records
 
 
 def test_five_seeds_can_support_nothing_and_say_so() -> None:
     record = only(judge(amp_table(RISE[:5]), [AMP], regime="always"))
-    assert record["verdict"] == "inconclusive"
-    assert record["ci_low"] > 0
-    assert "with 5 seeds no p is below .062, so that nothing can be supported" in record["sentence"]
-    assert only(judge(amp_table(RISE[:6]), [AMP], regime="always"))["verdict"] == "supported"
+    assert record.test == "inconclusive"
+    assert record.ci_low > 0
+    assert "with 5 seeds no p is below .062, so that no effect can be shown; at least 6 are needed" in record.sentence
+    assert (record.verdict, record.seeds_needed) == ("unclear", 6)
+    assert only(judge(amp_table(RISE[:6]), [AMP], regime="always")).test == "supported"
 
 
 def test_equivalence_is_not_supported_and_noise_is_inconclusive() -> None:
     tiny = [0.001, -0.002, 0.0015, -0.0005, 0.002, -0.0015, 0.0005, -0.001]
     equal = only(judge(amp_table(tiny), [replace(AMP, margin=0.01)], regime="never"))
-    assert equal["verdict"] == "not_supported"
-    assert equal["tost_p"] < 0.05
-    assert "did not change the popularity percentile of ALS's slates by .01 or more" in equal["sentence"]
+    assert equal.test == "not_supported"
+    assert equal.tost_p < 0.05
+    assert equal.verdict == "negligible"
+    assert "changed the popularity percentile of ALS's slates by less than the margin of .01" in equal.sentence
     noise = only(judge(amp_table([30 * x for x in tiny]), [replace(AMP, margin=0.01)], regime="never"))
-    assert noise["verdict"] == "inconclusive"
-    assert noise["mde"] == pytest.approx(1.1560354 * np.std([30 * x for x in tiny], ddof=1), rel=1e-6)
-    assert f"finds an effect of {noise['mde']:.3f}".replace("0.", ".") in noise["sentence"]
+    assert noise.test == "inconclusive"
+    assert noise.mde == pytest.approx(1.1560354 * np.std([30 * x for x in tiny], ddof=1), rel=1e-6)
+    assert noise.verdict == "unclear"
+    assert f"about {noise.seeds_needed} seeds would decide" in noise.sentence
 
 
-def test_a_supported_effect_below_the_margin_says_so() -> None:
-    record = only(judge(amp_table(RISE), [replace(AMP, margin=0.1)], regime="never"))
-    assert record["verdict"] == "supported"
-    assert "though by less than the margin of .1" in record["sentence"]
+def test_the_verdict_reads_the_interval_against_the_margin() -> None:
+    """The same supported effect of .040 (.033 to .047): beyond, inside and across the margin."""
+    words = {}
+    for margin in (0.02, 0.1, 0.035):
+        record = only(judge(amp_table(RISE), [replace(AMP, margin=margin)], regime="never"))
+        assert record.test == "supported"
+        words[record.verdict] = record.sentence
+    assert "raised the popularity percentile of ALS's slates by .040, beyond the margin of .02" in words["raised"]
+    assert "by less than the margin of .1 (+.040" in words["negligible"]
+    assert "that it rose is sure, that it rose by more than the margin is not" in words["unclear"]
+    fall = amp_table([-x for x in RISE])
+    assert only(judge(fall, [replace(AMP, margin=0.02)], regime="never")).verdict == "lowered"
+
+
+def test_the_seeds_said_to_decide_do_decide() -> None:
+    """Worlds of the size that an unclear claim asks for are decided about as often as its power says."""
+    rng = np.random.default_rng(8)
+    first = only(judge(amp_table([0.02, -0.018, 0.03, 0.001, -0.01, 0.022, 0.012, -0.006]), [replace(AMP, margin=0.02)],
+                       regime="never"))  # fmt: skip
+    assert first.verdict == "unclear"
+    assert first.seeds_needed is not None
+    assert first.estimate is not None
+    sd = float(np.std([0.02, -0.018, 0.03, 0.001, -0.01, 0.022, 0.012, -0.006], ddof=1))
+    decided = 0
+    for _ in range(100):
+        values = rng.normal(first.estimate, sd, first.seeds_needed)
+        low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+        decided += verdict_of(low, high, 0.02) != "unclear"
+    assert 60 <= decided <= 95
+    assert statistics.seeds_to_detect(0.0, sd) is None
+    exact = statistics.seeds_to_detect(0.5 * sd, sd)
+    assert exact is not None
+    assert statistics.minimum_detectable_effect(sd, exact) <= 0.5 * sd
+    assert statistics.minimum_detectable_effect(sd, exact - 1) > 0.5 * sd
+
+
+def test_what_no_number_of_seeds_says_is_told_before_the_run() -> None:
+    assert "smallest p that they can give is .250" in str(undecidable(3))
+    assert "One seed" in str(undecidable(1))
+    assert undecidable(6) is None
+    assert statistics.fewest_seeds(0.001) == 11
 
 
 def test_directed_claims() -> None:
     fall = amp_table([-x for x in RISE])
-    assert only(judge(fall, [replace(AMP, direction="down")], regime="never"))["verdict"] == "supported"
+    assert only(judge(fall, [replace(AMP, direction="down")], regime="never")).test == "supported"
     against = only(judge(fall, [replace(AMP, direction="up")], regime="never"))
-    assert against["verdict"] == "not_supported"
-    assert "lowered" in against["sentence"]
-    assert "against the claim" in against["sentence"]
+    assert against.test == "not_supported"
+    assert "lowered" in against.sentence
+    assert "against the claim" in against.sentence
 
 
 def test_a_directed_claim_that_is_only_equivalent_is_not_called_contrary() -> None:
     """The interval is below 0, but the p is not small enough to say so; the margin decides."""
     dip = [-0.010, -0.012, 0.001, -0.009, -0.011, -0.008]
     record = only(judge(amp_table(dip), [replace(AMP, direction="up", margin=0.05)], regime="never"))
-    assert record["ci_high"] < 0
-    assert record["p_adjusted"] > 0.05
-    assert record["verdict"] == "not_supported"
-    assert "did not change" in record["sentence"]
-    assert "against the claim" not in record["sentence"]
+    assert record.ci_high < 0
+    assert record.p_adjusted > 0.05
+    assert record.test == "not_supported"
+    assert "by less than the margin" in record.sentence
+    assert "against the claim" not in record.sentence
 
 
 def test_with_primary_first_an_unsupported_primary_claim_keeps_the_others_open() -> None:
@@ -228,37 +276,37 @@ def test_with_primary_first_an_unsupported_primary_claim_keeps_the_others_open()
     table = pl.concat([amp_table(RISE), flat])
     claims = [replace(AMP, name="first", arm="bpr", primary=True), AMP]
     first, second = judge(table, claims, regime="never", primary_first=True)
-    assert second["p"] == 2 / 2**8
-    assert second["p_adjusted"] == first["p"] > 0.05
-    assert second["verdict"] == "inconclusive"
-    assert "it would be supported if the claims that are tested before it were" in second["sentence"]
-    assert judge(table, claims, regime="never")[1]["verdict"] == "supported"
+    assert second.p == 2 / 2**8
+    assert second.p_adjusted == first.p > 0.05
+    assert second.test == "inconclusive"
+    assert "it would be decided if the claims that are tested before it were supported" in second.sentence
+    assert judge(table, claims, regime="never")[1].test == "supported"
 
 
 def test_missing_seeds_are_counted_not_hidden() -> None:
     seven = only(judge(amp_table([*RISE[:7], None]), [AMP], regime="never"))
-    assert (seven["n_seeds"], seven["p"], seven["verdict"]) == (7, 2 / 2**7, "supported")
-    assert "7 of 8 seeds have a value" in seven["sentence"]
+    assert (seven.n_seeds, seven.p, seven.test) == (7, 2 / 2**7, "supported")
+    assert "7 of 8 seeds have a value" in seven.sentence
     few = only(judge(amp_table([0.001, -0.001, 0.001, None, None, None, None, float("nan")]),
                      [replace(AMP, margin=0.1)], regime="never"))  # fmt: skip
-    assert few["tost_p"] < 0.05
-    assert few["verdict"] == "inconclusive"
+    assert few.tost_p < 0.05
+    assert few.test == "inconclusive"
     none = only(judge(amp_table([None] * 8), [AMP], regime="never"))
-    assert (none["n_seeds"], none["estimate"], none["verdict"]) == (0, None, "inconclusive")
-    assert "No seed has a value" in none["sentence"]
+    assert (none.n_seeds, none.estimate, none.test) == (0, None, "inconclusive")
+    assert "No seed has a value" in none.sentence
 
 
 def test_a_run_of_one_round_cannot_amplify() -> None:
     table = amp_table(RISE).filter(pl.col("round") == 0)
     record = only(judge(table, [replace(AMP, margin=0.1)], regime="never"))
-    assert (record["estimate"], record["verdict"]) == (None, "inconclusive")
+    assert (record.estimate, record.test) == (None, "inconclusive")
 
 
 def test_a_constant_effect_and_no_effect_at_all() -> None:
     constant = only(judge(amp_table([0.5] * 8), [AMP], regime="never"))
-    assert (constant["ci_low"], constant["ci_high"], constant["verdict"]) == (0.5, 0.5, "supported")
+    assert (constant.ci_low, constant.ci_high, constant.test) == (0.5, 0.5, "supported")
     zero = only(judge(amp_table([0.0] * 8), [replace(AMP, margin=0.01)], regime="never"))
-    assert (zero["estimate"], zero["p"], zero["verdict"]) == (0.0, 1.0, "not_supported")
+    assert (zero.estimate, zero.p, zero.test) == (0.0, 1.0, "not_supported")
 
 
 def test_stability_claim() -> None:
@@ -268,8 +316,8 @@ def test_stability_claim() -> None:
         table = planted(table, step * 1.0, arm=arm, metric="arp_pct")
     claim = next(c for c in standard_claims(table) if c.name.startswith("stability"))
     record = only(judge(table, [claim], regime="never"))
-    assert (record["estimate"], record["p"], record["verdict"]) == (1.0, 2 / 2**8, "supported")
-    assert record["sentence"].startswith("Seeds agree on the order of the arms by popularity percentile")
+    assert (record.estimate, record.p, record.test) == (1.0, 2 / 2**8, "supported")
+    assert record.sentence.startswith("Seeds agree on the order of the arms by popularity percentile")
 
 
 def test_bad_input_is_one_clear_error() -> None:
@@ -310,34 +358,60 @@ def test_claims_do_not_depend_on_the_order_of_rows() -> None:
     assert judge(shuffled, claims, regime="never") == judge(table, claims, regime="never")
 
 
-def result(verdict: str, estimate: float | None = 0.1, low: float = 0.05, high: float = 0.15) -> dict:
-    return {"name": "amp", "verdict": verdict, "estimate": estimate, "ci_low": low, "ci_high": high, "margin": 0.12}
+# -- across regimes and user models -------------------------------------------------------------------------------
 
 
-def test_flips_between_regimes() -> None:
-    def status(*records: dict) -> str:
-        return only(flips({f"r{i}": [record] for i, record in enumerate(records)}))["status"]
-
-    up, down = result("supported"), result("supported", -0.1, -0.15, -0.05)
-    assert status(up, up) == "holds"
-    assert status(up, down) == "flips"
-    assert status(up, result("not_supported")) == "flips"
-    assert status(up, result("inconclusive")) == "open"
-    row = only(flips({"never": [up], "always": [down]}))
-    assert row["note"] == "the verdict flips: supported (up) under never, supported (down) under always"
-    assert only(flips({"never": [up], "always": []}))["status"] == "open"
-    small = only(
-        flips({"never": [result("supported", 0.05, 0.01, 0.1)], "always": [result("not_supported", 0, -0.1, 0.1)]})
-    )
-    assert (small["status"], small["within_margin"], row["within_margin"]) == ("flips", True, False)
-    assert small["note"].endswith("; every interval lies within the margin")
+def decided(verdict: Verdict, estimate: float | None = 0.1) -> JudgedClaim:
+    return JudgedClaim(name="amp", test="supported", verdict=verdict, estimate=estimate)
 
 
-def test_sign_changes_between_user_models() -> None:
-    up, down = result("supported"), result("inconclusive", -0.1, -0.3, 0.1)
-    row = only(sign_changes({"factor": [up], "content": [down]}))
-    assert (row["changes_sign"], row["clear"]) == (True, False)
-    assert "within noise" in row["note"]
-    clear = only(sign_changes({"factor": [up], "content": [result("supported", -0.1, -0.2, -0.05)]}))
-    assert (clear["changes_sign"], clear["clear"]) == (True, True)
-    assert only(sign_changes({"factor": [up], "content": [up]}))["note"] == ""
+@pytest.mark.parametrize(
+    ("verdicts", "status"),
+    [
+        (("raised", "raised"), "holds"),
+        (("negligible", "negligible"), "holds"),
+        (("raised", "lowered"), "flips"),
+        (("raised", "negligible"), "flips"),
+        (("negligible", "lowered"), "flips"),
+        (("raised", "unclear"), "open"),
+        (("unclear", "unclear"), "open"),
+        (("unclear", "raised", "negligible"), "flips"),
+    ],
+)
+def test_a_verdict_flips_where_two_conditions_decide_differently(verdicts, status) -> None:
+    row = only(flips({f"r{i}": [decided(verdict)] for i, verdict in enumerate(verdicts)}))
+    assert row.status == status
+    assert bool(row.note) == (status != "holds")
+
+
+def test_a_claim_that_a_regime_lacks_is_open_and_the_note_has_the_sizes() -> None:
+    assert only(flips({"never": [decided("raised")], "always": []})).status == "open"
+    row = only(flips({"never": [decided("raised")], "always": [decided("lowered", -0.25)]}))
+    assert row.note == "the verdict flips: raised (+.100) under never, lowered (-.250) under always"
+
+
+def test_a_run_that_is_unclear_itself_is_marked_where_its_other_regimes_disagree() -> None:
+    ours = [decided("unclear")]
+    regimes = {"never": ours, "cooldown": [decided("raised")], "always": [decided("negligible")]}
+    marks = only(marked(ours, regimes=regimes, user_models={"main": ours}))
+    assert (marks.regime_status, marks.user_model_status, marks.flips) == ("flips", None, True)
+
+
+# -- the file -----------------------------------------------------------------------------------------------------
+
+
+def test_claims_of_older_runs_are_read_with_the_verdict_of_their_interval() -> None:
+    old = {"name": "amp", "verdict": "supported", "ci_low": 0.02, "ci_high": 0.04, "p_adjusted": 0.01, "margin": 0.01}
+    claim = JudgedClaim.from_json(old | {"note": "no such key"})
+    assert (claim.test, claim.verdict) == ("supported", "raised")
+    assert JudgedClaim.from_json(old | {"p_adjusted": 0.2}).verdict == "unclear"
+    assert JudgedClaim.from_json(old | {"margin": 0.05}).verdict == "negligible"
+    assert JudgedClaim.from_json(claim.to_json()) == claim
+    for damage, words in (
+        ({"verdict": "sure"}, "amp has test 'sure'; expected supported"),
+        ({"test": "supported", "verdict": "up"}, "amp has verdict 'up'; expected raised"),
+        ({"estimate": "much"}, "amp has estimate 'much'; expected a number"),
+        ({"name": None}, "each an object with a name"),
+    ):
+        with pytest.raises(DataError, match=words):
+            JudgedClaim.from_json(old | damage)

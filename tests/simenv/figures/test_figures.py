@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from simenv import figures
+from simenv.conclusions.judged import JudgedClaim
+from simenv.conclusions.statistics import t_interval
 from simenv.errors import DataError
 from simenv.figures.comparisons import kendall_w
-from simenv.figures.over_rounds import amplification, metric_series
-from simenv.figures.style import KNOWN_ARMS, arm_styles, png_bytes, same_styles, sort_arms, spread, t_interval
+from simenv.figures.over_rounds import metric_series
+from simenv.figures.style import KNOWN_ARMS, arm_styles, png_bytes, same_styles, sort_arms, spread
 from simenv.metrics.formulas import gini
 from tests.simenv.fake_run import HOSTILE, write_run
 
@@ -108,7 +111,8 @@ def test_without_controls_all_arms_share_a_panel(metrics):
 def test_amplification_is_the_paired_difference(metrics):
     series = metric_series(metrics, "arp_pct")
     loop, control = series["als", "loop"], series["als", "organic"]
-    rounds, difference = amplification(loop, control)
+    gained = loop.added_to(control)
+    rounds, difference = gained.rounds, gained.values
     by_hand = (loop.values - loop.values[:, :1]) - (control.values - control.values[:, :1])
     np.testing.assert_allclose(difference, by_hand)
     assert np.all(difference[:, 0] == 0)
@@ -122,8 +126,8 @@ def test_amplification_uses_only_seeds_both_modes_have(metrics):
     partial = metrics.filter(~((pl.col("mode") == "organic") & (pl.col("seed") == 1)))
     series = metric_series(partial, "arp_pct")
     whole = metric_series(metrics, "arp_pct")
-    _, difference = amplification(series["als", "loop"], series["als", "organic"])
-    _, complete = amplification(whole["als", "loop"], whole["als", "organic"])
+    difference = series["als", "loop"].added_to(series["als", "organic"]).values
+    complete = whole["als", "loop"].added_to(whole["als", "organic"]).values
     np.testing.assert_allclose(difference, complete[[0, 2]])
 
 
@@ -221,7 +225,7 @@ def test_heatmap_cells_are_amplifications(metrics):
     assert [label.get_text() for label in panel.get_yticklabels()] == ["popularity", "als"]
     assert panel.get_xticklabels()[0].get_text() == "all"
     series = metric_series(metrics, "arp_pct")
-    _, difference = amplification(series["als", "loop"], series["als", "organic"])
+    difference = series["als", "loop"].added_to(series["als", "organic"]).values
     assert panel.images[0].get_array()[1, 0] == pytest.approx(difference[:, -1].mean())
     with pytest.raises(DataError, match="one group only"):
         figures.plot_group_heatmap(metrics.filter(pl.col("group") == "all"))
@@ -253,16 +257,24 @@ def test_kendalls_w_against_friedman_and_its_endpoints():
 
 # -- claims -------------------------------------------------------------------------------------------------------
 
-CLAIM = {"name": "exposure:als:gini:frozen", "arm": "als", "metric": "gini", "control": "als/frozen", "estimate": 0.1}
+CLAIM = JudgedClaim(
+    name="exposure:als:gini:frozen",
+    arm="als",
+    metric="gini",
+    control="als/frozen",
+    estimate=0.1,
+    test="inconclusive",
+    verdict="unclear",
+)
 
 
 def test_forest_has_a_panel_per_kind_and_metric_and_a_row_per_claim():
     claims = [
-        {**CLAIM, "ci_low": 0.05, "ci_high": 0.15, "verdict": "supported", "primary": True},
-        {**CLAIM, "arm": "ease", "control": "ease/frozen", "ci_low": -0.1, "ci_high": 0.3, "verdict": "inconclusive"},
-        {**CLAIM, "name": "merit:als:gini:oracle", "control": "oracle/loop", "verdict": "not_supported", "margin": 0.2},
-        {**CLAIM, "name": "gap:als", "control": "als/frozen, sex=F - sex=M", "verdict": "inconclusive"},
-        {"name": "verdict: auc", "arm": "llm", "label": "AUC − AUC of ease", "estimate": 0.1, "verdict": "supported"},
+        replace(CLAIM, ci_low=0.05, ci_high=0.15, verdict="raised", primary=True),
+        replace(CLAIM, arm="ease", control="ease/frozen", ci_low=-0.1, ci_high=0.3),
+        replace(CLAIM, name="merit:als:gini:oracle", control="oracle/loop", verdict="negligible", margin=0.2),
+        replace(CLAIM, name="gap:als", control="als/frozen, sex=F - sex=M", metric=None),
+        replace(CLAIM, name="verdict: auc", arm="llm", metric=None, control="", label="AUC − AUC of ease"),
     ]
     figure = figures.plot_amp_forest(claims)
     first, second, third, fourth = figure.axes
@@ -277,7 +289,7 @@ def test_forest_has_a_panel_per_kind_and_metric_and_a_row_per_claim():
 
 def test_forest_without_an_estimate_is_an_error():
     with pytest.raises(DataError, match="none has an estimate"):
-        figures.plot_amp_forest([{"name": "a", "estimate": None, "verdict": "inconclusive"}])
+        figures.plot_amp_forest([replace(CLAIM, estimate=None)])
 
 
 # -- events -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from hypothesis import strategies as st
 
 from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.datasets.splits import hold_out
-from simenv.errors import DataError
+from simenv.errors import ConfigError, DataError
 from simenv.events import Events
 from simenv.metrics.formulas import mean
 from simenv.metrics.reference import Reference
-from simenv.metrics.table import METRICS, EventMetric, metric_rows
+from simenv.metrics.table import METRICS, MetricSpec, metric_rows, spec_of
 
 NAN = math.nan
 CONTRACT = [
@@ -224,10 +225,36 @@ def test_asked_rounds_give_the_same_rows_as_all_of_them(reference):
     assert all(math.isnan(row.value) for row in empty)
 
 
-def test_a_metric_of_ones_own(reference):
-    top_slot = EventMetric("top_slot_ctr", lambda e, ref, group: mean(e.clicked[e.rank == 0]))
-    rows = metric_rows(events_from(GOLDEN_LOG, reference), reference, (top_slot,), seed=0, arm="a", mode="loop")
+def top_slot_ctr(events, reference, group):
+    return mean(events.clicked[events.rank == 0])
+
+
+def test_a_metric_of_ones_own_is_a_function(reference):
+    metric = spec_of(top_slot_ctr)
+    assert (metric.name, metric.window, spec_of(metric)) == ("top_slot_ctr", 1, metric)
+    rows = metric_rows(events_from(GOLDEN_LOG, reference), reference, (metric,), seed=0, arm="a", mode="loop")
     assert table(rows)[0, "all", "top_slot_ctr"] == pytest.approx(2 / 3)
+    for wrong, words in (
+        (lambda: spec_of(0.5), "got 0.5; expected a function"),
+        (lambda: MetricSpec(name="x", compute=top_slot_ctr, window=0), "window=0; expected a whole number"),
+        (lambda: MetricSpec(name="x", compute=top_slot_ctr, margin=-1), "margin=-1; expected null or a number above 0"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            wrong()
+
+
+def test_the_docs_table_says_what_the_records_say():
+    """One row a metric in docs/metrics.md, with the direction that its record wants and a margin where there is one."""
+    text = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            cells = [cell.strip() for cell in line.replace("\\|", "/").strip("|").split(" | ")]
+            rows.setdefault(cells[0].strip("`"), cells)
+    for metric in METRICS:
+        cells = rows[metric.name]
+        assert metric.wanted in cells[3], metric.name
+        assert cells[4] == ("" if metric.margin is None else f"{metric.margin:g}".lstrip("0")), metric.name
 
 
 def test_no_events_no_rows(reference):
@@ -294,15 +321,12 @@ def test_bounds_and_the_order_of_rows_does_not_matter(seed):
     shuffled = events.take(rng.permutation(len(events)))
     for key, value in table(metric_rows(shuffled, reference, seed=0, arm="a", mode="loop")).items():
         assert value == pytest.approx(rows[key], rel=1e-9, abs=1e-9, nan_ok=True), key
-    upper = dict.fromkeys(CONTRACT, 1.0) | {
-        "mean_rating": 5.0,
-        "log_lift": math.log(n_items),
-        "entropy": math.log(n_items),
-        "genre_kl": math.log(100),
-    }
-    lower = dict.fromkeys(CONTRACT, 0.0) | {"mean_rating": 1.0, "log_lift": -math.inf, "exposure_merit": -1.0}
+    bounds = {metric.name: metric.bounds for metric in METRICS} | {"mean_rating": (1.0, 5.0)}
+    bounds["log_lift"] = (-math.inf, math.log(n_items))
+    bounds["entropy"] = (0.0, math.log(n_items))
     for (_, _, metric), value in rows.items():
-        assert math.isnan(value) or lower[metric] - 1e-6 <= value <= upper[metric] + 1e-6, metric
+        low, high = bounds[metric]
+        assert math.isnan(value) or low - 1e-6 <= value <= high + 1e-6, metric
     assert {row[2] for row in rows} == set(CONTRACT)
 
 

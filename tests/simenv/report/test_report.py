@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from simenv.conclusions.judged import read_claims, write_claims
 from simenv.errors import RunDirectoryError
 from simenv.report import page as report
 from simenv.report.run_data import read_run
@@ -75,7 +77,7 @@ def test_every_claim_is_on_the_page_with_its_verdict(reported_run):
     assert len(claims) > 3
     for claim in claims:
         assert claim["sentence"] in text
-    for verdict in ("supported", "inconclusive"):
+    for verdict in ("raised", "unclear"):
         chips = page_of(reported_run).attributes.count(("span", {"class": f"chip {verdict}"}))
         assert chips >= sum(claim["verdict"] == verdict for claim in claims)
 
@@ -92,23 +94,29 @@ def test_the_primary_claim_comes_first_and_claims_before_figures(reported_run):
 
 def test_a_flip_between_regimes_is_marked_once_and_lost_power_is_none(reported_run):
     text = page_of(reported_run).text
-    assert text.count("verdict flips: always") == 1
+    assert text.count("The verdict flips: ") == 1
     assert "Repeated under always: 1 verdict flips." in text
 
 
-def test_a_sign_that_changes_with_the_user_model_is_marked(reported_run, tmp_path):
+def test_the_page_says_what_the_file_says_of_flips(reported_run, tmp_path):
+    """It computes none of its own: a status in claims.json is on the page whatever the other runs hold."""
     folder = tmp_path / "run"
     shutil.copytree(reported_run, folder, ignore=shutil.ignore_patterns("regimes", "events", "figures"))
-    other = folder / "user_models" / "content"
-    other.mkdir(parents=True)
-    (other / "run_card.json").write_text("{}")
-    claims = json.loads((folder / "claims.json").read_text())
-    claims[0]["estimate"] *= -1
-    (other / "claims.json").write_text(json.dumps(claims))
+    claims = [replace(claim, regime_status=None, regime_note="") for claim in read_claims(folder)]
+    claims[0] = replace(claims[0], user_model_status="flips", user_model_note="the verdict flips: as the file has it")
+    write_claims(folder, claims)
+    shutil.copytree(folder, folder / "user_models" / "content")
     text = undrawn(folder).text
-    assert text.count("sign changes: content") == 1
-    assert "Repeated with the user models content: 1 estimate changes sign." in text
+    assert text.count("The verdict flips: as the file has it.") == 1
+    assert "Repeated with the user models content: 1 verdict flips." in text
     assert "user_models/content/" in text
+
+
+def test_too_few_seeds_are_said_at_the_top(reported_run):
+    text = page_of(reported_run).text
+    assert "3 seeds cannot show an effect" in text
+    claims = read_claims(reported_run)
+    assert text.index("3 seeds cannot show an effect") < min(text.index(claim.sentence) for claim in claims)
 
 
 def test_page_is_self_contained(reported_run):
@@ -254,7 +262,7 @@ def _replace(name: str, text: str):
         (_replace("metrics.csv", ""), "metrics.csv: damaged"),
         (lambda folder: _truncate(folder / "metrics.csv"), "metrics.csv: damaged"),
         (_replace("claims.json", "{}"), "claims.json: expected a list of claims"),
-        (_replace("claims.json", '[{"name": "a", "verdict": "sure"}]'), "a has verdict 'sure'; expected supported"),
+        (_replace("claims.json", '[{"name": "a", "verdict": "sure"}]'), "a has test 'sure'; expected supported"),
         (lambda folder: _truncate(folder / "items.parquet"), "items.parquet: damaged"),
         (lambda folder: _truncate(next((folder / "events").iterdir())), r"\.parquet: damaged"),
         (lambda folder: pl.DataFrame({"seed": [0]}).write_parquet(folder / "events" / "x.parquet"), "no column 'arm'"),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.replications.targets import interval, series
+from simenv.conclusions.statistics import paired_t
+from simenv.metrics.frame import series
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,7 +50,7 @@ def group_gaps(metrics: pl.DataFrame, metric: str = "true_utility", last_rounds:
                 continue
             order = sorted(values, key=lambda group: float(values[group].mean()))
             worst, best = order[0], order[-1]
-            ours = interval(values[best] - values[worst])
+            ours = paired_t(values[best] - values[worst])
             every = np.array(list(values.values()))
             rows.append(
                 {
