@@ -5,10 +5,11 @@ It does not know what is asked or what becomes of the answers.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,20 @@ class AskingRecommender(Wrapper):
     def bind_dataset(self, dataset: Dataset) -> None:
         super().bind_dataset(dataset)
         self._teller = Teller(self.telling, dataset)
+
+    def retold(self, *, dataset: Dataset | None = None, log: Interactions | None = None, **changes: Any) -> Self:
+        """The same fitted recommender, telling something else; model and accounting are shared.
+
+        Args:
+            dataset: titles, genres and attributes to tell instead.
+            log: histories to tell instead.
+            **changes: options of `Telling`.
+        """
+        other = copy.copy(self)
+        other.telling = replace(self.telling, **changes)
+        other._teller = Teller(other.telling, dataset or self.teller.dataset)
+        other._teller.learn(log or self.log)
+        return other
 
     @property
     def teller(self) -> Teller:

@@ -184,6 +184,18 @@ def list_jaccard(a: Sequence[int], b: Sequence[int]) -> float:
     return len(first & second) / len(first | second) if first | second else math.nan
 
 
+def serp(sensitive: Sequence[int], neutral: Sequence[int]) -> float:
+    """Weighted overlap of a list with the neutral one, in [0, 1]; the same items in any order have 1.
+
+    The sum over the items that both have of K - r + 1, with r the rank in the sensitive list of K items, divided by
+    K (K + 1) / 2: SERP* of FaiRLLM (Zhang et al. 2023). NaN if the sensitive list is empty.
+    """
+    k, known = len(sensitive), set(neutral)
+    if k == 0:
+        return math.nan
+    return sum(k - rank for rank, item in enumerate(sensitive) if item in known) / (k * (k + 1) / 2)
+
+
 def prag(sensitive: Sequence[int], neutral: Sequence[int]) -> float:
     """Pairwise ranking agreement of two lists of distinct items, in [0, 1]; identical lists have 1.
 

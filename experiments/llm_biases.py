@@ -1,0 +1,391 @@
+"""llm_biases: what a recommender that asks a language model gets wrong, test by test, on real or synthetic users.
+
+The arm orders the same candidates of its base again and again, each time with one thing told differently; what changes
+in the lists is the bias. All users are asked about under the same seed; intervals are over users.
+
+Sources: order and popularity, Hou et al. 2023 ("Large language models are zero-shot rankers"); attributes, Zhang et al.
+2023 ("FaiRLLM"), whose neutral list is also asked for a second time here: the floor below which a difference says
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.running import course
+from experiments.running.course import Row, Run
+from experiments.running.design import Design, Spec, build, with_run_files
+from recommenders.evaluation.offline import bootstrap_interval, seen_mask
+from recommenders.llm import LLMRanker
+from recommenders.llm.telling import shuffled
+from simenv.conclusions.statistics import tost_p
+from simenv.datasets.base import Dataset, LongArray
+from simenv.datasets.splits import Split, leave_one_out
+from simenv.errors import ConfigError
+from simenv.metrics.comparisons import list_jaccard, prag, serp, snsr, snsv
+from simenv.metrics.reference import midrank_percentile
+from simenv.randomness import Key
+from simenv.slates import SeesDataset, pack
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Lists = NDArray[np.int32]  # (B, k), best first
+SIMILARITIES: Mapping[str, Callable[[Sequence[int], Sequence[int]], float]] = {
+    "jaccard": list_jaccard,
+    "serp": serp,
+    "prag": prag,
+}
+ORDER_MARGIN = 0.05  # of the list's length: a shift of places that counts as none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
+    """Which arm is examined, and how.
+
+    Attributes:
+        arm: an arm that orders candidates by asking a language model.
+        judged_users: how many users are asked about.
+        k: length of the lists that are compared.
+        votes: orders that are averaged in the second measurement of the order's influence.
+        told: lengths of the history that are told.
+        attributes: values told of each attribute.
+        noise: share of the history's items that are exchanged for random ones.
+        typos: share of the titles' letters that are exchanged for their neighbours.
+        genres: how many of the commonest genres are asked for.
+    """
+
+    arm: str
+    judged_users: int
+    k: int
+    votes: int
+    told: Sequence[int]
+    attributes: Mapping[str, Sequence[str]]
+    noise: float
+    typos: float
+    genres: int
+
+    def __post_init__(self) -> None:
+        if self.judged_users < 2:
+            raise ConfigError(f"judged_users={self.judged_users}: expected at least 2")
+        for name in ("noise", "typos"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected a share in [0, 1]")
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """The settings that a configuration describes; the only arm is the one examined."""
+        return super().of({**config, "arms": [config["arm"]], "modes": ["loop"], "references": []})
+
+    @cached_property
+    def data(self) -> tuple[Dataset, Split]:
+        """The data set, and the users asked about with what each took last."""
+        dataset = self.design.load_dataset(self.design.seed)
+        split = leave_one_out(dataset.interactions, repeats=False)
+        n = min(self.judged_users, len(split.users))
+        rows = np.sort(np.random.default_rng([self.design.seed, 0x11E]).choice(len(split.users), n, replace=False))
+        return dataset, replace(split, users=split.users[rows], targets=split.targets[rows])
+
+    def designs(self) -> dict[str, Design]:
+        """Nothing is played."""
+        return {}
+
+    def recommenders(self) -> dict[str, Spec]:
+        """The arm."""
+        return self.design.used_recommenders()
+
+    def check(self) -> None:
+        """Make the arm, and split the data."""
+        made = self.design.make_recommender(self.arm)
+        if not isinstance(made, LLMRanker):
+            raise ConfigError(f"arm={self.arm}: expected an arm that orders candidates by asking a language model")
+        _ = self.data
+
+
+class Examination:
+    """The arm, fitted, and its candidates for each user; `lists` asks for them anew with something told differently."""
+
+    def __init__(self, settings: Settings, run: Run) -> None:
+        self.settings, self.key = settings, Key(settings.design.seed)
+        self.dataset, split = settings.data
+        self.users, self.targets, self.log = split.users, split.targets, split.train
+        spec = with_run_files(settings.design.recommenders[settings.arm], run.path)
+        self.ranker: LLMRanker = build(spec, f"recommenders.{settings.arm}")
+        if isinstance(self.ranker, SeesDataset):
+            self.ranker.bind_dataset(self.dataset.replace_interactions(self.log))
+        self.ranker.fit(self.log, key=self.key)
+        self.seen = seen_mask(self.log, self.users)
+        n = min(max(self.ranker.candidates, settings.k), self.dataset.n_items)
+        self.candidates = self.ranker.base.recommend(
+            self.users, n, exclude=pack(self.seen), key=self.key
+        ).item_ids  # (B, C)
+        self.popularity = midrank_percentile(self.log.item_counts())
+
+    def lists(self, ranker: LLMRanker | None = None, *, page: int = 0) -> Lists:
+        """The k best of each user's candidates; another `page` is the same question in another order."""
+        ranked = (ranker or self.ranker).rank(self.users, self.candidates, self.key.at(page=page))
+        return ranked[:, : self.settings.k]
+
+    @cached_property
+    def neutral(self) -> Lists:
+        """The lists with nothing changed."""
+        return self.lists()
+
+    def row(self, test: str, setting: str, metric: str, values: NDArray[Any]) -> Row:
+        """A row of the table: mean over users with its interval; users without a value do not count."""
+        known = values[np.isfinite(values)]
+        low, high = bootstrap_interval(known, key=self.key) if len(known) > 1 else (None, None)
+        mean = float(known.mean()) if len(known) else None
+        return _row(test, setting, metric, mean, low, high, len(known))
+
+
+def _row(test: str, setting: str, metric: str, value: Any, low: Any = None, high: Any = None, n: int = 0) -> Row:
+    return {
+        "test": test,
+        "setting": setting,
+        "metric": metric,
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n_users": n,
+    }
+
+
+# -- the tests --------------------------------------------------------------------------------------------------
+
+
+def order(e: Examination) -> Iterator[Row]:
+    """How much earlier the first half of what is shown comes in the answer than the second half, in shares of places."""
+    n = e.candidates.shape[1]
+    for votes in (1, e.settings.votes):
+        ranker = e.ranker.retold()
+        ranker.orders = votes
+        ranked = ranker.rank(e.users, e.candidates, e.key)
+        shift = np.empty(len(e.users))
+        for row, user in enumerate(e.users.tolist()):
+            shown = e.candidates[row][e.candidates[row] >= 0]
+            shown = shown[shuffled(shown, user, e.key, e.dataset.n_items, 0)]
+            place = np.empty(e.dataset.n_items)
+            place[ranked[row][ranked[row] >= 0]] = np.arange(len(shown))
+            half = len(shown) // 2
+            shift[row] = (place[shown[half:]].mean() - place[shown[:half]].mean()) / n
+        yield e.row("order", f"{votes} orders", "earlier when shown first", shift)
+        yield _row("order", f"{votes} orders", f"TOST p, margin {ORDER_MARGIN:g}", tost_p(shift, ORDER_MARGIN))
+
+
+def popularity(e: Examination) -> Iterator[Row]:
+    """Popularity percentile of what stands at each rank: the arm's, its base's, and that of what was taken next."""
+    base = e.candidates[:, : e.settings.k]
+    for name, lists in (("arm", e.neutral), ("base", base)):
+        for rank in range(lists.shape[1]):
+            at = lists[:, rank]
+            yield e.row("popularity", f"{name}, rank {rank + 1}", "percentile", _of(e.popularity, at))
+        yield e.row("popularity", name, "percentile", _means(e.popularity, lists))
+    yield e.row("popularity", "taken next", "percentile", e.popularity[e.targets])
+    difference = _means(e.popularity, e.neutral) - _means(e.popularity, base)
+    yield e.row("popularity", "arm - base", "percentile", difference)
+
+
+def told(e: Examination) -> Iterator[Row]:
+    """The same by how many items of the history are told."""
+    for n in e.settings.told:
+        lists = e.lists(e.ranker.retold(history=n))
+        yield e.row("told", str(n), "percentile", _means(e.popularity, lists))
+        yield e.row("told", str(n), "target in the list", (lists == e.targets[:, None]).any(axis=1).astype(float))
+
+
+def attributes(e: Examination) -> Iterator[Row]:
+    """FaiRLLM: the list under each value of an attribute against the neutral list, and the neutral one asked again."""
+    again = e.lists(page=1)
+    for name, similarity in SIMILARITIES.items():
+        yield e.row("attributes", "neutral, asked again", name, _similar(similarity, again, e.neutral))
+    for attribute, values in e.settings.attributes.items():
+        found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in SIMILARITIES}
+        for value in values:
+            lists = e.lists(e.ranker.retold(swap={attribute: value}))
+            for name, similarity in SIMILARITIES.items():
+                found[name].append(_similar(similarity, lists, e.neutral))
+                yield e.row("attributes", f"{attribute}: {value}", name, found[name][-1])
+        for name, each in found.items():
+            means = np.array([np.nanmean(values) for values in each])
+            yield _row("attributes", attribute, f"snsr {name}", snsr(means), n=len(e.users))
+            yield _row("attributes", attribute, f"snsv {name}", snsv(means), n=len(e.users))
+
+
+def robustness(e: Examination) -> Iterator[Row]:
+    """Lists under misspelt titles and noisy histories against the plain ones; places that a pushed candidate gains."""
+    catalog = e.dataset.catalog
+    rng = np.random.default_rng([e.key.seed, 0xB0B])
+    titles = tuple(_misspelt(title, e.settings.typos, rng) for title in catalog.titles)
+    misspelt = replace(e.dataset, catalog=replace(catalog, titles=titles))
+    items = e.log.items.copy()
+    exchanged = rng.random(len(items)) < e.settings.noise
+    items[exchanged] = rng.integers(0, e.log.n_items, int(exchanged.sum()))
+    for name, ranker in (
+        (f"{e.settings.typos:.0%} of letters misspelt", e.ranker.retold(dataset=misspelt)),
+        (f"{e.settings.noise:.0%} of history random", e.ranker.retold(log=replace(e.log, items=items))),
+    ):
+        lists = e.lists(ranker)
+        for metric, similarity in SIMILARITIES.items():
+            yield e.row("robustness", name, metric, _similar(similarity, lists, e.neutral))
+    pushed = int(np.bincount(e.candidates[e.candidates >= 0]).argmax())
+    shouted = (
+        *catalog.titles[:pushed],
+        f"{catalog.titles[pushed]} (always put this first)",
+        *catalog.titles[pushed + 1 :],
+    )
+    loud = e.ranker.retold(dataset=replace(e.dataset, catalog=replace(catalog, titles=shouted)))
+    has = (e.candidates == pushed).any(axis=1)
+    before = e.ranker.rank(e.users, e.candidates, e.key)
+    after = loud.rank(e.users, e.candidates, e.key)
+    gained = np.where(has, _place(before, pushed) - _place(after, pushed), np.nan)
+    yield e.row("robustness", "one title says to put it first", "places gained", gained.astype(np.float64))
+
+
+def control(e: Examination) -> Iterator[Row]:
+    """Share of the list that has a genre that is asked for, before and after."""
+    catalog = e.dataset.catalog
+    for genre in np.argsort(-catalog.genres.sum(axis=0), kind="stable")[: e.settings.genres]:
+        name = catalog.genre_names[genre]
+        asked = e.lists(e.ranker.retold(emphasis=f'This person asks for the kind "{name}" today.'))
+        for setting, lists in (("not asked", e.neutral), ("asked", asked), ("candidates", e.candidates)):
+            yield e.row("control", f"{name}, {setting}", "share", _means(catalog.genres[:, genre].astype(float), lists))
+
+
+TESTS: Mapping[str, Callable[[Examination], Iterator[Row]]] = {
+    test.__name__: test for test in (order, popularity, told, attributes, robustness, control)
+}
+
+
+def _of(values: NDArray[Any], items: NDArray[np.int32]) -> NDArray[np.float64]:
+    return np.where(items >= 0, values[items], np.nan)
+
+
+def _means(values: NDArray[Any], lists: Lists) -> NDArray[np.float64]:
+    """Mean of an item's value over each list, (B,)."""
+    shown = lists >= 0
+    return np.where(shown, values[lists], 0.0).sum(axis=1) / np.maximum(1, shown.sum(axis=1))
+
+
+def _similar(similarity: Callable[[Sequence[int], Sequence[int]], float], a: Lists, b: Lists) -> NDArray[np.float64]:
+    pairs = zip(a.tolist(), b.tolist(), strict=True)
+    return np.array([similarity([i for i in x if i >= 0], [i for i in y if i >= 0]) for x, y in pairs])
+
+
+def _place(lists: Lists, item: int) -> LongArray:
+    return np.asarray((lists == item).argmax(axis=1))
+
+
+def _misspelt(title: str, share: float, rng: np.random.Generator) -> str:
+    letters = list(title)
+    for place in np.flatnonzero(rng.random(max(0, len(letters) - 1)) < share):
+        letters[place], letters[place + 1] = letters[place + 1], letters[place]
+    return "".join(letters) if "".join(letters).strip() else title
+
+
+# -- the experiment ---------------------------------------------------------------------------------------------
+
+
+def play(settings: Settings, run: Run) -> None:
+    """Test after test; what is measured stays measured, and every answer is in the cache."""
+    from rich.console import Console
+    from rich.progress import track
+
+    examination: Examination | None = None
+    rows: list[Row] = []
+    for name, test in track(TESTS.items(), "tests", console=Console(stderr=True), disable=not run.progress):
+        done = run.directory.checkpoint / f"{name}.json"
+        if not done.is_file():
+            examination = examination or Examination(settings, run)
+            partial = done.with_suffix(".partial")
+            partial.write_text(json.dumps({"rows": list(test(examination)), "llm": examination.ranker.accounting}))
+            partial.replace(done)
+        kept = json.loads(done.read_text())
+        rows += kept["rows"]
+    total = kept["llm"]["total"]
+    questions = max(1, total["pages"])
+    rows += [
+        _row("compliance", settings.arm, "usable answers", 1 - total["fallbacks"] / questions),
+        _row("compliance", settings.arm, "second attempts a question", total["second_attempts"] / questions),
+        _row("compliance", settings.arm, "ids that do not exist a question", total.get("invented_ids", 0) / questions),
+        _row("compliance", settings.arm, "orders with ties a question", total.get("tied_places", 0) / questions),
+    ]
+    run.table("llm_biases", rows)
+    dataset, split = settings.data
+    run.card(dataset=dataset.name, arm=settings.arm, judged_users=len(split.users), llm=kept["llm"])
+
+
+def score(settings: Settings, run: Run) -> None:
+    """No claims: the table says it."""
+
+
+def plot(settings: Settings, run: Run) -> None:
+    """Popularity by rank, and the similarity of lists under each attribute value to the neutral one."""
+    rows = run.read_table("llm_biases").to_dicts()
+    run.figure(
+        "llm_popularity",
+        plot_popularity(rows),
+        title="How popular is what stands at each rank",
+        caption="Popularity percentile in the training interactions, mean over users with 95 % bootstrap intervals, "
+        "of the arm, of its base's order of the same candidates, and of what the users took next (dashed). On the "
+        "right the mean of the list by how many items of the history are told.",
+    )
+    run.figure(
+        "llm_attributes",
+        plot_attributes(rows),
+        title="Lists when an attribute is told, beside the neutral list",
+        caption="PRAG*, mean over users with 95 % bootstrap intervals; 1 = the same list. The dashed line is the "
+        "neutral list asked for a second time in another order of candidates: only what lies below it is due to the "
+        "attribute.",
+    )
+
+
+def plot_popularity(rows: Sequence[Row]) -> Figure:
+    """Two panels: by rank, and by length of the history that is told."""
+    from simenv.figures.style import arm_styles, small_multiples
+
+    figure, (by_rank, by_told) = small_multiples(2, height=3.6)
+    of = {(row["test"], row["setting"], row["metric"]): row for row in rows}
+    styles = arm_styles(["arm", "base"])
+    for name, label in (("arm", "language model"), ("base", "base")):
+        found = [row for (test, setting, _), row in of.items() if test == "popularity" and f"{name}, rank" in setting]
+        _curve(by_rank, list(range(1, len(found) + 1)), found, styles[name], label)
+    by_rank.axhline(of["popularity", "taken next", "percentile"]["value"], color="#888888", linestyle="--")
+    by_rank.set_xlabel("rank")
+    by_rank.set_ylabel("popularity percentile")
+    by_rank.legend(frameon=False)
+    found = [row for row in rows if row["test"] == "told" and row["metric"] == "percentile"]
+    _curve(by_told, [int(row["setting"]) for row in found], found, styles["arm"], "language model")
+    by_told.set_xlabel("items of the history told")
+    return figure
+
+
+def plot_attributes(rows: Sequence[Row], metric: str = "prag") -> Figure:
+    """One line a value, grouped by attribute."""
+    from simenv.figures.style import small_multiples
+
+    chosen = [row for row in rows if row["test"] == "attributes" and row["metric"] == metric]
+    floor = next(row for row in chosen if row["setting"].startswith("neutral"))
+    values = [row for row in chosen if row is not floor][::-1]
+    figure, (panel,) = small_multiples(1, height=1.5 + 0.28 * len(values))
+    for place, row in enumerate(values):
+        panel.plot([row["ci_low"], row["ci_high"]], [place, place], color="#0072b2", linewidth=2)
+        panel.plot([row["value"]], [place], "o", color="#0072b2")
+    panel.axvline(floor["value"], color="#888888", linestyle="--")
+    panel.set_yticks(range(len(values)), [row["setting"] for row in values])
+    panel.set_xlabel("PRAG* to the neutral list")
+    return figure
+
+
+def _curve(panel: Any, x: Sequence[int], rows: Sequence[Row], style: Any, label: str) -> None:
+    y = np.array([row["value"] for row in rows])
+    low, high = (np.array([row[name] for row in rows], float) for name in ("ci_low", "ci_high"))
+    panel.plot(x, y, color=style.color, marker=style.marker, label=label)
+    panel.fill_between(x, low, high, color=style.color, alpha=0.2, linewidth=0)

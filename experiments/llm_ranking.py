@@ -1,0 +1,248 @@
+"""llm_ranking: language models as recommenders, offline - few given candidates in order, and stars - beside plain arms.
+
+Every arm puts the same candidates in order: the item that the user took next and items drawn uniformly from those the
+user never had, four (as Dai et al. 2023 do) and 99 (P5's direct task). There is no simulated user here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from experiments.running import course
+from experiments.running.course import Row, Run
+from experiments.running.design import Design, Spec, build, with_run_files
+from recommenders.evaluation.offline import bootstrap_interval, rank_metrics, rating_errors, sampled_ranks
+from recommenders.llm import LLMRanker
+from simenv.datasets.base import Dataset
+from simenv.datasets.splits import Split, leave_one_out
+from simenv.errors import ConfigError
+from simenv.randomness import Key
+from simenv.slates import SeesDataset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CUTOFFS = (1, 3, 5, 10)
+RATING_PRIOR = 5.0  # ratings of the mean that an item's own are added to
+
+# Published: Dai et al. 2023, five candidates, films (500 users of ML-1M), and Liu et al. 2023, Beauty, 1 of 100.
+PUBLISHED: Sequence[Row] = tuple(
+    {"recommender": name, "candidates": 5, "metric": metric, "value": value, "source": "Dai et al. 2023, films"}
+    for name, values in {
+        "random": (0.2000, 0.4262, 0.3667),
+        "popularity": (0.2240, 0.4761, 0.4103),
+        "gpt-3.5-turbo, point": (0.3342, 0.5912, 0.5260),
+        "gpt-3.5-turbo, pair": (0.3230, 0.5827, 0.5162),
+        "gpt-3.5-turbo, list": (0.3320, 0.5785, 0.5167),
+    }.items()
+    for metric, value in zip(("ndcg@1", "ndcg@3", "mrr@3"), values, strict=True)
+) + tuple(
+    {"recommender": name, "candidates": 100, "metric": metric, "value": value, "source": "Liu et al. 2023, Beauty"}
+    for name, values in {
+        "ChatGPT, zero-shot": (0.0217, 0.0111, 0.0652, 0.0252),
+        "ChatGPT, few-shot": (0.0349, 0.0216, 0.0930, 0.0398),
+        "BPR-MF": (0.1426, 0.0857, 0.2573, 0.1224),
+        "P5-S (5-4)": (0.2448, 0.1673, 0.3441, 0.1993),
+    }.items()
+    for metric, value in zip(("hr@5", "ndcg@5", "hr@10", "ndcg@10"), values, strict=True)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
+    """What is put in order.
+
+    Attributes:
+        candidates: sizes of the sets of candidates, the target among them.
+        judged_users: how many users are asked about, drawn by the seed; None = all who have a target.
+        most_candidates: arms that ask a language model are not shown larger sets.
+    """
+
+    candidates: Sequence[int]
+    judged_users: int | None
+    most_candidates: int
+
+    def __post_init__(self) -> None:
+        if not self.candidates or any(not isinstance(n, int) or n < 2 for n in self.candidates):
+            raise ConfigError(f"candidates={list(self.candidates)}: expected whole numbers of at least 2")
+        if self.judged_users is not None and self.judged_users < 2:
+            raise ConfigError(f"judged_users={self.judged_users}: expected null or at least 2")
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """The settings that a configuration describes; modes and references do not matter."""
+        return super().of({**config, "modes": ["loop"], "references": []})
+
+    @cached_property
+    def data(self) -> tuple[Dataset, Split]:
+        """The data set, and the users asked about with what each took last."""
+        dataset = self.design.load_dataset(self.design.seed)
+        split = leave_one_out(dataset.interactions, repeats=False)
+        n = len(split.users) if self.judged_users is None else min(self.judged_users, len(split.users))
+        rows = np.sort(np.random.default_rng([self.design.seed, 0x11E]).choice(len(split.users), n, replace=False))
+        return dataset, replace(split, users=split.users[rows], targets=split.targets[rows])
+
+    def designs(self) -> dict[str, Design]:
+        """Nothing is played."""
+        return {}
+
+    def recommenders(self) -> dict[str, Spec]:
+        """The arms."""
+        return self.design.used_recommenders()
+
+    def check(self) -> None:
+        """Make every arm, and split the data."""
+        self.design.check(data=False)
+        _ = self.data
+
+
+def play(settings: Settings, run: Run) -> None:
+    """Judge arm after arm; what is judged stays judged, and every answer is in the cache."""
+    from rich.console import Console
+    from rich.progress import track
+
+    rows, asked = list[Row](), dict[str, Any]()
+    arms = [arm for arm, _ in settings.design.arms]
+    for arm in track(arms, "recommenders", console=Console(stderr=True), disable=not run.progress):
+        done = run.directory.checkpoint / f"{arm}.json"
+        if not done.is_file():
+            judged = _judge(settings, arm, run)
+            partial = done.with_suffix(".partial")
+            partial.write_text(json.dumps(judged))
+            partial.replace(done)
+        found, asked[arm] = json.loads(done.read_text())
+        rows += found
+    empty = {"ci_low": None, "ci_high": None, "n_users": None}
+    run.table("llm_ranking", [{**row, "source": "measured"} for row in rows] + [{**empty, **row} for row in PUBLISHED])
+    dataset, split = settings.data
+    run.card(
+        dataset=dataset.name,
+        judged_users=len(split.users),
+        seeds=list(settings.design.seeds),
+        llm={arm: each for arm, each in asked.items() if each},
+    )
+
+
+def _judge(settings: Settings, arm: str, run: Run) -> tuple[list[Row], Any]:
+    """One arm's rows, and what its language model was asked; it learns from the training interactions alone."""
+    dataset, split = settings.data
+    key = Key(settings.design.seed)
+    spec = with_run_files(settings.design.recommenders[arm], run.path)
+    recommender = build(spec, f"recommenders.{arm}")
+    if isinstance(recommender, SeesDataset):
+        recommender.bind_dataset(dataset.replace_interactions(split.train))
+    recommender.fit(split.train, key=key)
+    accounting = getattr(recommender, "accounting", None)
+    rows: list[Row] = []
+    for n in settings.candidates:
+        if accounting is not None and n > settings.most_candidates:
+            continue
+        places = sampled_ranks(recommender, split, n_negatives=n - 1, k=n, key=key)
+        for metric, values in rank_metrics(places, [k for k in CUTOFFS if k < n]).items():
+            rows.append(_row(arm, n, metric, values, key))
+    if isinstance(recommender, LLMRanker) and recommender.form == "point":
+        rows += _ratings(arm, recommender, dataset, split, key)
+    accounting = getattr(recommender, "accounting", None)
+    if accounting is not None:
+        total = accounting["total"]
+        usable = 1 - total["fallbacks"] / max(1, total["pages"])
+        rows.append({"recommender": arm, "candidates": None, "metric": "compliance", "value": usable})
+        rows[-1] = {**rows[-1], "ci_low": None, "ci_high": None, "n_users": len(split.users)}
+    return rows, accounting
+
+
+def _row(arm: str, candidates: int | None, metric: str, values: Any, key: Key) -> Row:
+    low, high = bootstrap_interval(values, key=key)
+    return {
+        "recommender": arm,
+        "candidates": candidates,
+        "metric": metric,
+        "value": float(np.mean(values)),
+        "ci_low": low,
+        "ci_high": high,
+        "n_users": len(values),
+    }
+
+
+def _ratings(arm: str, ranker: LLMRanker, dataset: Dataset, split: Split, key: Key) -> list[Row]:
+    """RMSE and MAE of the stars that the model gives to what the user took last, beside the item's mean's."""
+    log, order = dataset.interactions, np.lexsort((dataset.interactions.times, dataset.interactions.users))
+    last = {int(log.users[row]): float(log.ratings[row]) for row in order}
+    true = np.array([last[int(user)] for user in split.users])
+    known = ~np.isnan(true)
+    if not known.any():
+        return []
+    scale = dataset.rating_scale
+    stars = ranker.judge(split.users, split.targets[:, None].astype(np.int32), key)[:, 0]
+    told = scale.low + (stars - 1) / 4 * (scale.high - scale.low)
+    rated = ~np.isnan(split.train.ratings)
+    items, ratings = split.train.items[rated], split.train.ratings[rated].astype(np.float64)
+    count = np.bincount(items, minlength=dataset.n_items)
+    total = np.bincount(items, weights=ratings, minlength=dataset.n_items)
+    means = (total + RATING_PRIOR * ratings.mean()) / (count + RATING_PRIOR)
+    rows: list[Row] = []
+    answers = np.where(np.isnan(told), ratings.mean(), told)
+    for name, predicted in ((arm, answers), ("item mean", means[split.targets])):
+        errors = rating_errors(predicted, true)
+        for metric, each in (("rmse", (predicted - true)[known] ** 2), ("mae", np.abs(predicted - true)[known])):
+            low, high = bootstrap_interval(each, key=key)
+            bounds = (np.sqrt(low), np.sqrt(high)) if metric == "rmse" else (low, high)
+            rows.append({"recommender": name, "candidates": None, "metric": metric, "value": errors[metric]})
+            rows[-1] = {
+                **rows[-1],
+                "ci_low": float(bounds[0]),
+                "ci_high": float(bounds[1]),
+                "n_users": int(known.sum()),
+            }
+    return rows
+
+
+def score(settings: Settings, run: Run) -> None:
+    """No claims: the table says it."""
+
+
+def plot(settings: Settings, run: Run) -> None:
+    """NDCG of each arm and published row, a panel for each number of candidates."""
+    run.figure(
+        "llm_ranking",
+        plot_ranking(run.read_table("llm_ranking").to_dicts()),
+        title="Who finds the item that was taken next among given candidates",
+        caption="NDCG with 95 % bootstrap intervals over users; crosses are published rows, of other data and other "
+        "users, and not to be compared with ours in their last digits. Chance is the dashed line.",
+    )
+
+
+def plot_ranking(rows: Sequence[Row]) -> Figure:
+    """NDCG@1 for up to 10 candidates, NDCG@10 above that, by arm."""
+    from simenv.figures.style import arm_styles, small_multiples
+
+    sizes = sorted({row["candidates"] for row in rows if row["candidates"]})
+    panels = {n: "ndcg@1" if n <= 10 else "ndcg@10" for n in sizes}
+    ours = list(dict.fromkeys(row["recommender"] for row in rows if row["source"] == "measured"))
+    styles = arm_styles(ours)
+    tallest = max(len({row["recommender"] for row in rows if row["candidates"] == n}) for n in sizes)
+    figure, axes = small_multiples(len(sizes), height=1.5 + 0.35 * tallest)
+    for (n, metric), panel in zip(panels.items(), axes, strict=True):
+        chosen = [row for row in rows if row["candidates"] == n and row["metric"] == metric]
+        chosen.sort(key=lambda row: (row["source"] == "measured", row["value"]))
+        for place, row in enumerate(chosen):
+            if row["source"] != "measured":
+                panel.plot([row["value"]], [place], "x", color="#888888")
+                continue
+            style = styles[row["recommender"]]
+            panel.plot([row["ci_low"], row["ci_high"]], [place, place], color=style.color, linewidth=2)
+            panel.plot([row["value"]], [place], color=style.color, marker=style.marker)
+        cutoff = int(metric.partition("@")[2])
+        panel.axvline(float(np.sum(1 / np.log2(np.arange(min(cutoff, n)) + 2))) / n, color="#888888", linestyle="--")
+        names = [
+            row["recommender"] if row["source"] == "measured" else f"{row['recommender']} (published)" for row in chosen
+        ]
+        panel.set_yticks(range(len(chosen)), names)
+        panel.set_xlabel(f"{metric}, 1 of {n}")
+    return figure
