@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from experiments.running import course
 from experiments.running.course import Row, Run
-from experiments.running.design import Design, Spec, build, with_run_files
+from experiments.running.design import Design, Spec
 from recommenders.evaluation.offline import bootstrap_interval, seen_mask
 from recommenders.llm import LLMRanker
 from recommenders.llm.telling import shuffled
+from simenv.candidates import Candidates
 from simenv.conclusions.statistics import tost_p
 from simenv.datasets.base import Dataset, LongArray
 from simenv.datasets.splits import Split, leave_one_out
@@ -32,7 +33,7 @@ from simenv.errors import ConfigError
 from simenv.metrics.comparisons import list_jaccard, prag, serp, snsr, snsv
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key
-from simenv.slates import SeesDataset, pack
+from simenv.slates import SeesDataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,16 +117,13 @@ class Examination:
         self.settings, self.key = settings, Key(settings.design.seed)
         self.dataset, split = settings.data
         self.users, self.targets, self.log = split.users, split.targets, split.train
-        spec = with_run_files(settings.design.recommenders[settings.arm], run.path)
-        self.ranker: LLMRanker = build(spec, f"recommenders.{settings.arm}")
+        self.ranker: LLMRanker = settings.design.with_run_files(run.path).make_recommender(settings.arm)
         if isinstance(self.ranker, SeesDataset):
             self.ranker.bind_dataset(self.dataset.replace_interactions(self.log))
         self.ranker.fit(self.log, key=self.key)
-        self.seen = seen_mask(self.log, self.users)
         n = min(max(self.ranker.candidates, settings.k), self.dataset.n_items)
-        self.candidates = self.ranker.base.recommend(
-            self.users, n, exclude=pack(self.seen), key=self.key
-        ).item_ids  # (B, C)
+        unseen = Candidates.of(self.dataset.n_items, out=seen_mask(self.log, self.users))
+        self.candidates = self.ranker.base.recommend(self.users, n, unseen, key=self.key).item_ids  # (B, C)
         self.popularity = midrank_percentile(self.log.item_counts())
 
     def lists(self, ranker: LLMRanker | None = None, *, page: int = 0) -> Lists:
@@ -162,7 +160,7 @@ def _row(test: str, setting: str, metric: str, value: Any, low: Any = None, high
 
 
 def order(e: Examination) -> Iterator[Row]:
-    """How much earlier the first half of what is shown comes in the answer than the second half, in shares of places."""
+    """How much earlier the first half of what is shown comes in the answer than the second, in shares of places."""
     n = e.candidates.shape[1]
     for votes in (1, e.settings.votes):
         ranker = e.ranker.retold()

@@ -16,8 +16,8 @@ import numpy as np
 
 from experiments.running import course
 from experiments.running.course import Row, Run
-from experiments.running.design import Design, Spec, build, with_run_files
-from recommenders.evaluation.offline import bootstrap_interval, rank_metrics, rating_errors, sampled_ranks
+from experiments.running.design import Design, Spec
+from recommenders.evaluation.offline import bootstrap_interval, rank_metrics, rating_errors, sampled_ranks, seen_mask
 from recommenders.llm import LLMRanker
 from simenv.datasets.base import Dataset
 from simenv.datasets.splits import Split, leave_one_out
@@ -97,9 +97,15 @@ class Settings(course.Settings):
         return self.design.used_recommenders()
 
     def check(self) -> None:
-        """Make every arm, and split the data."""
+        """Make every arm, split the data, and see that every user leaves enough to choose from."""
         self.design.check(data=False)
-        _ = self.data
+        dataset, split = self.data
+        left = dataset.n_items - seen_mask(split.train, split.users).sum(axis=1).max()
+        if max(self.candidates) > left:
+            raise ConfigError(
+                f"candidates={list(self.candidates)}: some user has had all but {left} of {dataset.n_items} items; "
+                f"expected at most {left}"
+            )
 
 
 def play(settings: Settings, run: Run) -> None:
@@ -133,8 +139,7 @@ def _judge(settings: Settings, arm: str, run: Run) -> tuple[list[Row], Any]:
     """One arm's rows, and what its language model was asked; it learns from the training interactions alone."""
     dataset, split = settings.data
     key = Key(settings.design.seed)
-    spec = with_run_files(settings.design.recommenders[arm], run.path)
-    recommender = build(spec, f"recommenders.{arm}")
+    recommender = settings.design.with_run_files(run.path).make_recommender(arm)
     if isinstance(recommender, SeesDataset):
         recommender.bind_dataset(dataset.replace_interactions(split.train))
     recommender.fit(split.train, key=key)

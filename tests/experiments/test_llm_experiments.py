@@ -1,0 +1,99 @@
+"""llm_ranking and llm_biases on a small synthetic world, asked of a model that reads taste from the prompt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments.running.course import run_experiment
+from experiments.running.design import CONF
+from simenv.errors import ConfigError
+
+READER = {"_target_": "tests.recommenders.taste_reader.TasteReader"}
+ARMS = "arms=[random,popularity,chatgpt-list,chatgpt-point]"
+WORLD = ("n_users=40", "n_items=80", "progress=false", "workers=0")
+
+
+def config(name: str, folder: Path, *overrides: str) -> dict:
+    judged = () if name == "bias_loop_llm" else ("judged_users=24",)
+    with initialize_config_dir(str(CONF), version_base=None):
+        chosen = compose("config", [f"+experiment={name}", *WORLD, *judged, *overrides])
+        made = OmegaConf.to_container(chosen, resolve=True)
+    for spec in made["recommenders"].values():
+        if "language_model" in spec:
+            spec["language_model"] = READER
+    return {**made, "run_dir": str(folder), "command": f"python run.py +experiment={name}"}
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranking") / "run"
+    run_experiment(config("llm_ranking", folder, "candidates=[5,30]", ARMS))
+    return folder
+
+
+def test_the_ranking_table_has_every_arm_its_compliance_and_published_rows(ranked):
+    table = pl.read_csv(ranked / "tables" / "llm_ranking.csv")
+    ours = table.filter(pl.col("source") == "measured")
+    value = {(row["recommender"], row["candidates"], row["metric"]): row for row in ours.to_dicts()}
+    one, three = (value["chatgpt-list", 5, f"ndcg@{k}"]["value"] for k in (1, 3))
+    assert 0 < one < three < 1
+    assert value["chatgpt-list", None, "compliance"]["value"] == 1
+    assert value["popularity", 30, "hr@10"]["value"] > value["random", 30, "hr@10"]["value"]
+    assert ("chatgpt-list", 30, "hr@10") not in value  # above most_candidates
+    assert value["chatgpt-point", None, "rmse"]["ci_low"] < value["chatgpt-point", None, "rmse"]["ci_high"]
+    assert value["item mean", None, "rmse"]["value"] > 0
+    assert "Dai et al. 2023, films" in table["source"].to_list()
+    assert json.loads((ranked / "run_card.json").read_text())["llm"]["chatgpt-list"]["total"]["calls"] > 0
+    assert (ranked / "report.html").is_file()
+
+
+def test_arms_that_ask_are_played_in_the_loop_and_accounted_for(tmp_path):
+    sizes = ("n_seeds=1", "rounds=2", "n_users=6", "n_items=40", "arms=[itemknn,chatgpt-list]", "references=[]")
+    settings = config("bias_loop_llm", tmp_path / "run", *sizes, "modes=[loop,frozen]", "primary=null")
+    run_experiment(settings)
+    card = json.loads((tmp_path / "run" / "run_card.json").read_text())
+    assert card["recommender_llm"]["calls"] == 6 * 2 * 2
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_biases_are_told_test_by_test(tmp_path):
+    folder = tmp_path / "run"
+    settings = config("llm_biases", folder, "votes=3", "told=[0,20]", "genres=1", "k=5")
+    settings["attributes"] = {"gender": ["male", "female"]}
+    run_experiment(settings)
+    rows = {
+        (r["test"], r["setting"], r["metric"]): r for r in pl.read_csv(folder / "tables" / "llm_biases.csv").to_dicts()
+    }
+    assert abs(rows["order", "1 orders", "earlier when shown first"]["value"]) < 0.15
+    asked = next(setting for test, setting, _ in rows if test == "control" and setting.endswith(", asked"))
+    assert rows["control", asked, "share"]["value"] is not None
+    # the stand-in reads neither attributes nor page: every such list is the neutral one
+    assert rows["attributes", "gender: male", "prag"]["value"] == pytest.approx(1, abs=0.35)
+    assert rows["attributes", "gender", "snsr jaccard"]["value"] == pytest.approx(0, abs=1e-9)
+    assert rows["told", "0", "percentile"]["value"] != rows["told", "20", "percentile"]["value"]
+    assert rows["compliance", "chatgpt-list", "usable answers"]["value"] == 1
+    assert {path.name for path in (folder / "figures").glob("llm_*.png")} == {
+        "llm_popularity.png",
+        "llm_attributes.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "words"),
+    [
+        ("llm_ranking", "candidates=[1]", "candidates="),
+        ("llm_ranking", "candidates=[5,80]", r"candidates=\[5, 80\]: some user has had all but"),
+        ("llm_ranking", "judged_users=1", "judged_users=1"),
+        ("llm_biases", "arm=popularity", "arm=popularity: expected an arm that orders candidates"),
+        ("llm_biases", "noise=2", "noise=2"),
+    ],
+)
+def test_bad_settings_are_named(name, override, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        run_experiment(config(name, tmp_path / "run", override))
