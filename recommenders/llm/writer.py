@@ -107,7 +107,7 @@ class LLMWriter(AskingRecommender):
 
     def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         scores = self.write(users, key)
-        silent = np.isnan(scores).all(axis=1)
+        silent: NDArray[np.bool_] = np.asarray(np.isnan(scores).all(axis=1))
         items = top_k(np.nan_to_num(scores), k, candidates)
         if silent.any():
             items[silent] = self.base.recommend(users[silent], k, candidates.rows(silent), key=key).item_ids
