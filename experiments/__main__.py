@@ -22,7 +22,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.running.design import CONF
+from experiments.running.design import CONF, offer_recommenders
+from simenv import names
 from simenv.errors import ConfigError, RunDirectoryError, SimenvError, did_you_mean
 
 HELP = """\
@@ -35,6 +36,7 @@ Keys that every experiment knows: seed, n_seeds, rounds, slate_size, n_users, n_
 all of them with their meaning are in {config}.
   hydra.run.dir=DIR   where the run directory lies; else runs/NAME/TIME
   resume=DIR          go on with an interrupted run
+  simenv.extra=FOLDER recommenders, agents, experiments of your own: a folder laid out like conf/, modules at its top
   --dry-run           users or arms that ask a language model: one prompt and the estimated cost, no question asked
   --cfg job           print the configuration instead of running it
 Exit codes: 0 done, 2 bad input (one line), 3 budget exhausted, 130 interrupted; 3 and 130 leave a checkpoint."""
@@ -46,7 +48,7 @@ _called = ["simenv", "run"]
 def experiments() -> dict[str, str]:
     """What can be run: what the first line of each yaml says, which is a comment, or else its question."""
     said = {}
-    for path in sorted((CONF / "experiment").glob("*.yaml")):
+    for path in names.paths("experiment").values():
         lines = [line for line in path.read_text("utf-8").splitlines() if not line.startswith("# @")]
         question = next((line.partition(":")[2].strip() for line in lines if line.startswith("question:")), "")
         comment = re.split(r"; |\. |: python", lines[0].removeprefix("# "))[0].rstrip(".")
@@ -73,7 +75,8 @@ def _run(config: DictConfig) -> None:
     from experiments.running.course import run_experiment
 
     settings["run_dir"] = HydraConfig.get().runtime.output_dir
-    settings["command"] = shlex.join([*_called, *HydraConfig.get().overrides.task])
+    extra = [f"simenv.extra={folder}" for folder in names.extra_folders()]
+    settings["command"] = shlex.join([*_called, *extra, *HydraConfig.get().overrides.task])
     folder = run_experiment(settings)
     if folder is not None:
         print(folder)
@@ -107,6 +110,16 @@ def with_resume(arguments: Sequence[str]) -> list[str]:
     if not Path(chosen[-1]).is_dir():
         raise RunDirectoryError(f"resume={chosen[-1]}: no such run directory")
     return [*arguments, f"hydra.run.dir={chosen[-1]}"]
+
+
+def with_extra(arguments: Sequence[str]) -> list[str]:
+    """``simenv.extra=FOLDER`` lets names and modules be found in FOLDER too (`simenv.names`); Hydra searches it."""
+    for argument in arguments:
+        if argument.startswith("simenv.extra="):
+            names.add_folder(argument.partition("=")[2])
+    found = ", ".join(f'"file://{folder}"' for folder in names.extra_folders())
+    rest = [argument for argument in arguments if not argument.startswith("simenv.extra=")]
+    return [*rest, f"hydra.searchpath=[{found}]"] if found else rest
 
 
 def _in_words(error: Exception, arguments: Sequence[str]) -> str:
@@ -149,13 +162,20 @@ def main(arguments: Sequence[str] | None = None, called: str = "simenv run") -> 
         arguments: what follows the command; None = those of this process.
         called: the command as the run card tells it.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = os.environ.get("SIMENV_DEBUG") == "1"
+    try:
+        arguments = with_extra(sys.argv[1:] if arguments is None else arguments)
+        offer_recommenders()
+    except SimenvError as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
     if {"-h", "--help"} & set(arguments):
         width = max(map(len, experiments()))
         listed = "\n".join(f"  {name:<{width}}  {line}" for name, line in experiments().items())
         print(HELP.format(experiments=listed, config=CONF / "config.yaml"))
         return 0
-    debug = os.environ.get("SIMENV_DEBUG") == "1"
     _failures.clear()
     _called[:] = called.split()
     try:

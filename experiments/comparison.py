@@ -5,7 +5,7 @@ own.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,6 @@ def compare(
     tastes: Any = "factor",
     modes: Iterable[str] = ("loop",),
     references: Iterable[str] = ("random",),
-    metrics: Sequence[Any] = (),
     folder: Path | str | None = None,
     workers: int = 0,
     progress: bool = False,
@@ -60,12 +59,12 @@ def compare(
         tastes: how tastes are fitted where the data set has none: a name, or a spec.
         modes: of every arm, see `simenv.platform.Mode`.
         references: some of ``none``, ``random``, ``oracle``.
-        metrics: of your own, beside simenv's: functions of (events, reference, group), or `MetricSpec`s.
         folder: a new folder for the whole run directory with its report; None keeps nothing on disk.
         workers: processes; 0 = this one. Recommenders of a notebook cannot travel to other processes.
         progress: show a progress bar.
         **options: fields of `experiments.running.design.Design` and `simenv.platform.Schedule`: rounds, n_seeds, seed,
-            n_users, n_items, repeat, slate_size, max_pages, ...
+            n_users, n_items, repeat, slate_size, max_pages, ..., and metrics of your own, beside simenv's: functions of
+            (events, reference, group), or `MetricSpec`s.
 
     Raises:
         SimenvError: bad input, before anything is played.
@@ -89,7 +88,6 @@ def compare(
         tastes=_spec("tastes", tastes),
         recommenders=specs,
         arms=expand_arms(arms, modes, references),
-        metrics=metrics,
         schedule=Schedule(**{name: options[name] for name in schedule}),
         **{name: options[name] for name in own},
     )

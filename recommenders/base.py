@@ -10,6 +10,7 @@ import json
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,9 +112,7 @@ class Recommender(ABC):
                 f"{self.name}: candidates of {len(candidates.bits)} users among {candidates.n_items} items; "
                 f"expected {len(users)} users and {self.n_items} items"
             )
-        slates = self._recommend(users, k, candidates, key)
-        self._check(slates, users, k, key)
-        return slates
+        return self._checked(self._recommend(users, k, candidates, key), users, k, key)
 
     @property
     def log(self) -> Interactions:
@@ -178,14 +177,8 @@ class Recommender(ABC):
     def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         """Slates from scores: the k best allowed items."""
         item_ids = np.empty((len(users), k), np.int32)
-        for rows, scores in self._score_batches(users):
-            try:
-                item_ids[rows] = top_k(scores, k, candidates.rows(rows))
-            except NaNScoreError as error:
-                user = users[rows.start + error.row]
-                raise RecommenderError(
-                    f"{self.name}, round {key.round}, user {user}: NaN among the scores; expected numbers"
-                ) from error
+        for rows, scores in self._score_batches(users, key):
+            item_ids[rows] = self._best(scores, k, candidates.rows(rows), users[rows], key)
         return Slates(item_ids=item_ids)
 
     def _state(self) -> Mapping[str, NDArray[Any]]:
@@ -205,21 +198,26 @@ class Recommender(ABC):
         self._has_history = log.user_counts() > 0  # (n_users,)
         self._popularity = log.item_counts().astype(np.float32)  # (n_items,)
 
-    def _score_batches(self, users: LongArray) -> Iterator[tuple[slice, NDArray[Any]]]:
+    def _score_batches(self, users: LongArray, key: Key | None = None) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Rows of `users` with their scores, batch by batch: a batch fits the cache, the whole matrix does not."""
         size = self.score_batch
         for start in range(0, len(users), size):
             chunk = users[start : start + size]
             asked = np.resize(chunk, size) if self.pads_batches and len(chunk) < size else chunk
-            scores = self._score(asked)
-            if scores.shape != (len(asked), self.n_items):
-                raise RecommenderError(
-                    f"{self.name}: scores have shape {scores.shape}; expected ({len(asked)}, {self.n_items})"
-                )
-            scores = scores[: len(chunk)]
+            scores = self._checked_scores(self._score(asked), asked, key)[: len(chunk)]
             if self.popularity_for_new_users and not self._has_history[chunk].all():
-                scores[~self._has_history[chunk]] = self._popularity
+                scores = np.where(self._has_history[chunk, None], scores, self._popularity)
             yield slice(start, start + len(chunk)), scores
+
+    def _best(
+        self, scores: NDArray[Any], k: int, candidates: Candidates, users: LongArray, key: Key
+    ) -> NDArray[np.int32]:
+        """`top_k`, with an error that names the user whose scores hold NaN."""
+        try:
+            return top_k(scores, k, candidates)
+        except NaNScoreError as error:
+            where = self._where(users[error.row : error.row + 1], key)
+            raise RecommenderError(f"{where}: NaN among the scores; expected numbers") from error
 
     # -- checks -----------------------------------------------------------------------------------------------
 
@@ -227,11 +225,37 @@ class Recommender(ABC):
         if self.n_items == 0:
             raise RecommenderError(f"{self.name}: used before fit(log)")
 
-    def _check(self, slates: Slates, users: LongArray, k: int, key: Key) -> None:
-        items = slates.item_ids
+    def _where(self, users: LongArray, key: Key | None) -> str:
+        """For the beginning of an error: who, when, about whom."""
+        round_ = "" if key is None else f", round {key.round}"
+        about = "" if len(users) == 0 else f", user {users[0]}"
+        return f"{self.name}{round_}{about}" + (f" and {len(users) - 1} more" if len(users) > 1 else "")
+
+    def _checked_scores(self, scores: Any, users: LongArray, key: Key | None) -> NDArray[Any]:
+        if other := _other_than("fiub", scores):
+            raise RecommenderError(
+                f"{self._where(users, key)}: scores are {other}; expected an array of real numbers, "
+                "-inf where an item is not wanted"
+            )
+        if scores.shape != (len(users), self.n_items):
+            raise RecommenderError(
+                f"{self._where(users, key)}: scores have shape {scores.shape}; expected ({len(users)}, {self.n_items})"
+            )
+        return scores
+
+    def _checked(self, slates: Any, users: LongArray, k: int, key: Key) -> Slates:
         where = f"{self.name}, round {key.round}"
+        if not isinstance(slates, Slates):
+            raise RecommenderError(f"{where}: slates are {type(slates).__name__}; expected simenv.slates.Slates")
+        items, propensity = slates.item_ids, slates.propensity
+        if other := _other_than("iu", items):
+            raise RecommenderError(
+                f"{self._where(users, key)}: slates hold {other}; expected an array of whole numbers"
+            )
         if items.shape != (len(users), k):
             raise RecommenderError(f"{where}: slates have shape {items.shape}; expected ({len(users)}, {k})")
+        if propensity is not None and np.shape(propensity) != items.shape:
+            raise RecommenderError(f"{where}: propensity has shape {np.shape(propensity)}; expected {items.shape}")
         bad = (items < -1) | (items >= self.n_items)
         if bad.any():
             row = int(np.flatnonzero(bad.any(axis=1))[0])
@@ -239,6 +263,15 @@ class Recommender(ABC):
                 f"{where}, user {users[row]}: unknown item {items[row][bad[row]][0]}; "
                 f"expected -1 (empty) or 0 to {self.n_items - 1}"
             )
+        return slates if items.dtype == np.int32 else replace(slates, item_ids=items.astype(np.int32))
+
+
+def _other_than(kinds: str, values: Any) -> str | None:
+    """What `values` are, unless a plain array of one of these kinds of numbers."""
+    if not isinstance(values, np.ndarray):
+        return type(values).__name__
+    fits = values.dtype.kind in kinds and not isinstance(values, np.ma.MaskedArray)
+    return None if fits else f"{type(values).__name__} of {values.dtype}"
 
 
 def check_options(

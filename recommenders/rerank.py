@@ -13,7 +13,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from recommenders.base import Recommender, check_options, top_k
+from recommenders.base import Recommender, check_options
 from recommenders.popularity import random_slates
 from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, Interactions, LongArray
@@ -198,8 +198,8 @@ class Calibrated(Wrapper):
     def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         items = np.full((len(users), k), -1, np.int32)
         n = min(max(self.candidates, k), self.n_items)
-        for rows, scores in self._score_batches(users):
-            best = top_k(scores, n, candidates.rows(rows))
+        for rows, scores in self._score_batches(users, key):
+            best = self._best(scores, n, candidates.rows(rows), users[rows], key)
             value = np.take_along_axis(scores, np.maximum(best, 0), axis=1).astype(np.float64)
             _calibrate(best, value, self._weights, self._wanted[users[rows]], self.strength, items[rows])
         return Slates(item_ids=items)

@@ -13,16 +13,14 @@ import importlib
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import gymnasium
 
 from simenv import checks
 from simenv.errors import ConfigError
+from simenv.names import extra_modules, find
 
-_ROOT = Path(__file__).resolve().parents[1]
-CONF = _ROOT / "experiments" / "conf" if (_ROOT / "experiments" / "conf").is_dir() else _ROOT / "conf"  # in a wheel
 PACKAGES = ("simenv", "agents", "recommenders")
 TARGETS = "SIMENV_TARGETS"  # environment variable: further packages, separated by commas; processes inherit it
 TASKS = ("SatiationTrap", "ChurnTrap", "PopularityTrap", "ColdStart", "Drift")
@@ -66,24 +64,15 @@ def resolve(path: str) -> Any:
         raise ConfigError(f"'{path}': {error}; expected the dotted path of a class or function") from error
 
 
-def names(group: str) -> tuple[str, ...]:
-    """What can be named in a group: ``agent``, ``recommender``, ``llm``."""
-    return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-
-
 def specification(group: str, name: Any) -> dict[str, Any]:
-    """What ``conf/<group>/<name>.yaml`` says, with the defaults it builds on.
+    """What the yaml of a name says (`simenv.names`), with the defaults it builds on.
 
     Raises:
         ConfigError: there is no such name; the message lists those there are.
     """
     import yaml
 
-    if name not in names(group):
-        raise ConfigError(
-            f"{group}={name!r}: unknown; expected one of {', '.join(names(group))}, or _target_ with a path"
-        )
-    own = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    own = yaml.safe_load(find(group, name).read_text(encoding="utf-8"))
     own = _without_interpolations(own[name] if group == "recommender" else own)
     found: dict[str, Any] = {}
     for base in own.pop("defaults", []):
@@ -138,7 +127,8 @@ def _built(value: Any, what: str) -> Any:
 
 
 def _allowed(path: str, what: str) -> Any:
-    packages = (*PACKAGES, *(name for name in os.environ.get(TARGETS, "").split(",") if name))
+    allowed = [name for name in os.environ.get(TARGETS, "").split(",") if name]
+    packages = (*PACKAGES, *allowed, *sorted(extra_modules()))
 
     def inside(module: str) -> bool:
         return any(module == package or module.startswith(f"{package}.") for package in packages)

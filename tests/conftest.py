@@ -10,11 +10,13 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import pytest
 from hypothesis import settings
 
+from experiments.running.design import offer_recommenders
 from simenv.datasets import Dataset
 from simenv.datasets.synthetic import synthetic
 
 settings.register_profile("simenv", deadline=None)  # a first call may compile a kernel
 settings.load_profile("simenv")
+offer_recommenders()  # for tests that compose a configuration themselves
 
 
 @pytest.fixture(scope="session")

@@ -19,15 +19,14 @@ from agents.tastes.structures import TasteModel
 from simenv import checks
 from simenv.datasets.base import Dataset, Tastes
 from simenv.datasets.splits import hold_out
-from simenv.errors import ConfigError, MissingExtraError, SimenvError
+from simenv.errors import ConfigError, MissingExtraError, SimenvError, did_you_mean
 from simenv.metrics.reference import Reference
 from simenv.metrics.table import METRICS, MetricSpec, spec_of
+from simenv.names import CONF as CONF
+from simenv.names import find, paths
 from simenv.platform import Mode, Platform, Schedule
 from simenv.registration import resolve
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# At the top of a checkout, where it is edited; inside the package in an installed copy.
-CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 _OF_ARMS = ("arms", "modes", "references")
 REFERENCE_ARMS = {"none": "none", "random": "loop", "oracle": "loop"}
 _EXTRAS = {
@@ -121,8 +120,10 @@ class Design:
         for arm, mode in self.arms:
             Mode.parse(mode)
             if arm != "none" and arm not in self.recommenders:
-                known = ", ".join(sorted(self.recommenders))
-                raise ConfigError(f"arm '{arm}': no such recommender; expected one of {known}, none")
+                known = [*sorted(self.recommenders), "none"]
+                raise ConfigError(
+                    f"arm '{arm}': no such recommender{did_you_mean(arm, known)}; expected one of {', '.join(known)}"
+                )
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -409,19 +410,22 @@ def _carrying(spec: Mapping[str, Any]) -> tuple[str, ...]:
         return ()  # `build` reports it
 
 
+def offer_recommenders() -> None:
+    """Let Hydra's `recommender/all` be every recommender that has a yaml, so that each can be an arm."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(group="recommender", name="all", node={"defaults": list(paths("recommender"))})
+
+
 def spec_from_conf(group: str, name: str) -> Any:
-    """The spec that `conf/<group>/<name>.yaml` holds.
+    """The spec that the yaml of a name holds (`simenv.names`).
 
     Raises:
         ConfigError: there is no such file; the message lists those there are.
     """
     from omegaconf import OmegaConf
 
-    path = CONF / group / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (CONF / group).glob("*.yaml")))
-        raise ConfigError(f"{group} '{name}': unknown; expected one of {known}")
-    spec: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    spec: Any = OmegaConf.to_container(OmegaConf.load(find(group, name)), resolve=False)
     return spec[name] if group == "recommender" else spec
 
 

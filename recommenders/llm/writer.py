@@ -110,7 +110,9 @@ class LLMWriter(AskingRecommender):
         silent: NDArray[np.bool_] = np.asarray(np.isnan(scores).all(axis=1))
         items = top_k(np.nan_to_num(scores), k, candidates)
         if silent.any():
-            items[silent] = self.base.recommend(users[silent], k, candidates.rows(silent), key=key).item_ids
+            items[silent] = self.base.recommend(
+                users[silent], k, candidates.rows(np.flatnonzero(silent)), key=key
+            ).item_ids
         return Slates(item_ids=items)
 
 

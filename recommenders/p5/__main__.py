@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,6 @@ WITH_WORDS = {  # where users write reviews: words take many rows to learn
     "network.dropout": 0.0,
     "training.batch_size": 32,
     "training.epochs": 3,
-}
-BASELINES = {
-    "popularity": "recommenders.popularity.Popularity",
-    "itemknn": "recommenders.neighbours.ItemKNN",
-    "seqknn": "recommenders.neighbours.SeqKNN",
-    "ease": "recommenders.linear.EASE",
 }
 
 
@@ -80,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     diagnose = commands.add_parser("diagnose", help="popularity of the lists by rank and by history, as two figures")
     diagnose.add_argument("folders", nargs="+", type=Path, help="models saved by `train`, of one data set")
-    diagnose.add_argument("--baselines", nargs="*", choices=BASELINES, default=["popularity", "seqknn", "ease"])
+    diagnose.add_argument("--baselines", nargs="*", metavar="NAME", default=["popularity", "seqknn", "ease"])
     diagnose.add_argument("--out", type=Path, required=True, help="folder for figures and table")
     diagnose.add_argument("-k", type=int, default=10)
     diagnose.set_defaults(run=_diagnose)
@@ -272,7 +265,9 @@ def _diagnose(options: argparse.Namespace) -> None:
     from simenv.datasets.splits import leave_one_out
     from simenv.figures import plot_lift_against_history, plot_popularity_by_rank
     from simenv.randomness import Key
+    from simenv.registration import make as make_recommender
 
+    baselines = {name: make_recommender(name, "recommender") for name in options.baselines}
     loaded = [_load(folder) for folder in options.folders]
     sources = {(card["dataset"], card["data"], card["full"]) for card, _, _ in loaded}
     if len(sources) > 1 or any(full for _, _, full in sources):
@@ -280,8 +275,7 @@ def _diagnose(options: argparse.Namespace) -> None:
     split = leave_one_out(loaded[0][1].interactions)
     fitted = {_arm(card["model"], place, loaded): model for place, (card, _, model) in enumerate(loaded)}
     for name in options.baselines:
-        module, _, kind = BASELINES[name].rpartition(".")
-        fitted[name] = getattr(import_module(module), kind)()
+        fitted[name] = baselines[name]
         fitted[name].fit(split.train, key=Key(loaded[0][0]["seed"]))
     percentile = midrank_percentile(split.train.item_counts())
     candidates = Candidates.of(split.train.n_items, out=seen_mask(split.train, split.users))

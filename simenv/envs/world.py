@@ -19,7 +19,8 @@ from simenv.datasets import LOADERS, load
 from simenv.datasets.base import Dataset, LongArray, RatingScale, Tastes
 from simenv.envs.errors import OptionError
 from simenv.errors import SimenvError
-from simenv.registration import make, names, resolve
+from simenv.names import paths
+from simenv.registration import make, resolve
 from simenv.slates import UserModel
 
 USER, SEED, EPISODE, PAGE = range(4)  # columns of `Sessions.who`
@@ -118,7 +119,7 @@ def make_world(
             tastes = resolve("agents.tastes.structures.fit_tastes")(dataset=data, seed=seed)
         users: ServedUsers = make(agent, "agent")
         if not hasattr(users, "sessions"):
-            raise OptionError(f"agent={agent!r}: expected one of {', '.join(names('agent'))}, or a user model")
+            raise OptionError(f"agent={agent!r}: expected one of {', '.join(paths('agent'))}, or a user model")
         if hasattr(users, "population"):
             raise OptionError("agent: this user model serves a world already; expected one that is not bound yet")
         users.bind(data, tastes, seed=seed, repeat=repeat)

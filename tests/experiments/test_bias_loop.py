@@ -108,7 +108,7 @@ def test_a_finished_run_is_left_alone(folder: Path) -> None:
         ("alpha=2", "alpha=2: expected a number"),
         ("robustness_seeds=-1", "robustness_seeds=-1"),
         ("variance_worlds=1.5", "variance_worlds=1.5"),
-        ("user_models=[psychic]", "tastes 'psychic': unknown"),
+        ("user_models=[psychic]", "tastes=psychic: unknown"),
         ("regimes=[sometimes]", "repeat=sometimes: expected"),
     ],
 )

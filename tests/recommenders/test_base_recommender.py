@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recommenders.base import Recommender, top_k, user_items
-from recommenders.testing import KEY, RecommenderSuite, small_log
+from recommenders.rerank import Calibrated
+from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
 from simenv.candidates import Candidates
 from simenv.errors import RecommenderError
 from simenv.slates import Slates
@@ -75,6 +76,67 @@ def test_an_unknown_item_names_round_and_user():
     slates = np.array([[0, 1], [2, 60]], np.int32)
     with pytest.raises(RecommenderError, match="given, round 3, user 8: unknown item 60; expected -1"):
         given_fitted(slates=slates).recommend(np.array([5, 8]), 2, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        (None, "scores are NoneType"),
+        ([[1.0] * 60] * 40, "scores are list"),
+        (np.zeros((40, 60), complex), "scores are ndarray of complex128"),
+        (np.full((40, 60), "1"), "scores are ndarray of <U1"),
+        (np.ma.masked_array(np.zeros((40, 60)), mask=True), "scores are MaskedArray of float64"),
+    ],
+)
+@pytest.mark.parametrize("within", [lambda inner: inner, Calibrated])
+def test_scores_that_are_no_real_numbers_are_named(scores, words, within):
+    class Odd(Recommender):
+        name = "odd"
+
+        def _fit(self, log, key):
+            pass
+
+        def _score(self, users):
+            return scores
+
+    recommender = within(Odd())
+    if within is Calibrated:
+        recommender.bind_dataset(small_dataset(small_log()))
+    recommender.fit(small_log(), key=KEY)
+    with pytest.raises(RecommenderError, match=f"odd, (round 3, )?user 5 and .* more: {words}; expected an array"):
+        recommender.recommend(np.array([5, 8]), 4, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("slates", "words"),
+    [
+        (np.zeros((2, 4)), "round 3, user 5 and 1 more: slates hold ndarray of float64; expected an array of whole"),
+        (np.zeros((2, 4), bool), "slates hold ndarray of bool"),
+        (np.ma.masked_array(np.zeros((2, 4), int), mask=True), "slates hold MaskedArray of int64"),
+        ([[0, 1, 2, 3]] * 2, "slates hold list"),
+    ],
+)
+def test_slates_that_are_no_whole_numbers_are_named(slates, words):
+    with pytest.raises(RecommenderError, match=f"given, .*{words}"):
+        given_fitted(slates=slates).recommend(np.array([5, 8]), 4, key=KEY)
+
+
+def test_slates_of_any_whole_numbers_are_served():
+    served = given_fitted(slates=np.array([[3, 1]], np.uint8)).recommend(np.array([5]), 2, key=KEY)
+    assert served.item_ids.dtype == np.int32
+    assert served.item_ids.tolist() == [[3, 1]]
+
+
+def test_new_users_do_not_change_what_a_recommender_keeps():
+    log = small_log().take(small_log().users > 3)
+    kept = np.zeros((40, 60), np.float32)
+    recommender = Given(scores=kept)
+    recommender.popularity_for_new_users, recommender.pads_batches = True, False
+    recommender._score = lambda users: kept[: len(users)]
+    recommender.fit(log, key=KEY)
+    slates = recommender.recommend(np.arange(2), 1, key=KEY).item_ids
+    assert slates.tolist() == [[int(log.item_counts().argmax())]] * 2
+    assert not kept.any()
 
 
 def test_neither_score_nor_recommend_is_an_error():

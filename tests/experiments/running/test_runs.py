@@ -299,7 +299,7 @@ class TestCompare:
     def test_bad_options(self) -> None:
         with pytest.raises(ConfigError, match="compare: unknown option sead"):
             compare(["popularity"], sead=3)
-        with pytest.raises(ConfigError, match="recommender 'svd': unknown; expected one of"):
+        with pytest.raises(ConfigError, match="recommender=svd: unknown"):
             compare(["svd"])
 
 

@@ -350,7 +350,7 @@ def test_steps_out_of_turn_are_refused(small_world: Dataset) -> None:
         ({"agent": {"name": "llm", "retrieval": {"_target_": "subprocess.run"}}}, "retrieval: _target_='subprocess"),
         ({"dataset": "ml"}, "dataset='ml'"),
         ({"dataset": {"name": "synthetic", "n_itms": 5}}, "unknown option 'n_itms'"),
-        ({"agent": "chocie"}, "agent='chocie': unknown; expected one of choice, drifting-interest, llm"),
+        ({"agent": "chocie"}, "agent=chocie: unknown .did you mean 'choice'"),
         ({"agent": {"name": "choice", "tast": 1}}, "agent:.*tast"),
         ({"agent": {"_target_": "agents.choice.Nobody"}}, "agents.choice.Nobody"),
         ({"agent": 3}, "agent=3"),
