@@ -6,11 +6,14 @@ from pathlib import Path
 
 from simenv.language_models.quoting import Templates
 
+COMPACT = "compact"  # short prompts for small models, by this name
 TEMPLATES = ("system.j2", "person.j2", "slate.j2", "retry.j2", "reflection.j2", "interview.j2")
 
 
 class Prompts(Templates):
-    """The packaged templates, or those of a folder with edited ones; see `Templates`."""
+    """The packaged templates, those named `COMPACT`, or those of a folder with edited ones; see `Templates`."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        super().__init__(Path(__file__).parent / "prompts", TEMPLATES, folder, option="agent.prompts")
+        packaged = Path(__file__).parent / "prompts"
+        edited = packaged / COMPACT if folder == COMPACT else folder
+        super().__init__(packaged, TEMPLATES, edited, option="agent.prompts")

@@ -23,7 +23,7 @@ from agents.llm.calibration import Calibration, OwnRatings
 from agents.llm.memory import Retrieval
 from agents.llm.prompt import OthersRatings, PagePrompt
 from agents.llm.scorer import Estimate, PageScorer
-from agents.llm.templates import Prompts
+from agents.llm.templates import COMPACT, Prompts
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, LongArray, Tastes
 from simenv.errors import ConfigError
@@ -48,7 +48,8 @@ class LLMUser(UserModel):
         language_model: what is asked; see `simenv.language_models.connect`.
         embedded: the model that stands in, and whose examination, exit rule and dynamics these users have.
         calibration: file of a fitted `Calibration`; None = the documented prior.
-        prompts: folder with edited templates; None = the packaged ones.
+        prompts: folder with edited templates, or ``compact``; None = the packaged ones, compact where the language
+            model says so.
         conformity: show others' mean rating to conformist users.
         titles: ``real``, or ``masked`` to test what a model knows by heart.
         attributes: names of user attributes to tell, where the data set has them.
@@ -102,7 +103,7 @@ class LLMUser(UserModel):
         self.language_model = language_model
         self.embedded = embedded or ChoiceModel()
         self.calibration = Calibration() if calibration is None else Calibration.load(calibration)
-        self.prompts = Prompts(prompts)
+        self.prompts = Prompts(COMPACT if prompts is None and language_model.compact else prompts)
         self.conformity = conformity
         self.titles = titles
         self.attributes = tuple(attributes)

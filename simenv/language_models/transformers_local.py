@@ -1,4 +1,4 @@
-"""TransformersLocal: a causal language model in a local folder, read in one of two ways.
+"""TransformersLocal: a causal language model in a local folder or a GGUF file, read in one of two ways.
 
 ``json`` decodes under the schema: the text of the answer is fixed but for its integers, and each of those is chosen
 token by token among those that keep it in range. ``logits`` decodes nothing: one forward pass gives, for every integer
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from simenv.errors import ConfigError, MissingExtraError
 from simenv.language_models.answer_slots import Slot, lead, skeleton, slots
 from simenv.language_models.base import Completion, LanguageModel, Message, Request, UnansweredError
+from simenv.language_models.gguf_file import check_fetched, unpacked
 
 try:
     import torch
@@ -37,6 +38,7 @@ transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-cal
 BATCHES = {"json": 16, "logits": 128}  # the second is cut to passes of a size that suits the machine
 READOUTS = tuple(BATCHES)
 PROMPTS_KEPT = 1024  # that were counted or checked and will be answered
+WEIGHTS = ("*.safetensors", "*.bin")
 MOST_FORMS = 256  # answer forms kept; pages of different lengths have different ones
 
 
@@ -54,14 +56,14 @@ class _Form:
     tree: Tree
 
     @classmethod
-    def of(cls, schema: Mapping[str, Any], encode: Callable[[str], list[int]]) -> _Form:
+    def of(cls, schema: Mapping[str, Any], encode: Callable[[str], list[int]], told: bool) -> _Form:
         found = slots(schema)
         return cls(
             texts=[text for text, _ in skeleton(schema)],
             low=np.array([slot.low for slot in found]),
             high=np.array([slot.high for slot in found]),
             asked=np.array([slot.asked for slot in found]),
-            tree=Tree.of([encode(lead(slot)) for slot in found]),
+            tree=Tree.of([encode(lead(slot, told=told)) for slot in found]),
         )
 
 
@@ -77,12 +79,15 @@ class TransformersLocal(LanguageModel):
     Answers of a batch can differ in the last bits with its size; only a cache replays them exactly.
 
     Args:
-        path: folder of `save_pretrained`, tokenizer with a chat template included.
-        model: name for the cache; the folder's name by default. The logits readout adds ``:logits`` to it.
+        path: folder of `save_pretrained`, tokenizer with a chat template included, or a GGUF file with one.
+        model: name for the cache; the folder's or file's name by default. The logits readout adds ``:logits`` to it.
         readout: ``json`` or ``logits``.
         batch_size: prompts taken together; None = as many as suits the readout (`BATCHES`).
         device: ``cpu``, ``cuda``, ...; a GPU by default where there is one.
-        dtype: of the weights, ``auto`` = as saved.
+        dtype: of the weights, ``auto`` = as saved; where that is 16 bits, bfloat16 on a CPU with instructions for it,
+            and float32 on any other, which is ten times as fast there.
+        compact: users are told in short templates, which ask for digits; the logits readout reads these without the
+            words that say so in front of each.
 
     Raises:
         ConfigError: no model there, no chat template, or a tokenizer without a token per digit.
@@ -97,25 +102,32 @@ class TransformersLocal(LanguageModel):
         batch_size: int | None = None,
         device: str | None = None,
         dtype: str = "auto",
+        compact: bool = False,
     ) -> None:
-        folder = Path(path)
         if readout not in READOUTS:
             raise ConfigError(f"llm.readout={readout}: expected one of {', '.join(READOUTS)}")
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"llm.batch_size={batch_size}: expected at least 1, or null")
+        given = Path(path)
+        folder = unpacked(given) if given.is_file() else given
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"llm.path={folder}: no config.json; expected a folder written by save_pretrained")
-        name = model or folder.resolve().name
+            raise ConfigError(
+                f"llm.path={folder}: no config.json; expected a folder written by save_pretrained, or a GGUF file"
+            )
+        for pattern in WEIGHTS:
+            for file in folder.glob(pattern):
+                check_fetched(file)
+        name = model or (given.stem if folder is not given else folder.resolve().name)
         super().__init__(name if readout == "json" else f"{name}:logits")
-        self.readout = readout
+        self.readout, self.compact = readout, compact
         self.batch_size = batch_size or BATCHES[readout]
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             network: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, dtype=dtype, attn_implementation="sdpa"
+                folder, local_files_only=True, dtype=_dtype(dtype, folder, self.device), attn_implementation="sdpa"
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise ConfigError(f"llm.path={folder}: no usable model ({str(error).splitlines()[0]})") from error
         if not self.tokenizer.chat_template:
             raise ConfigError(f"llm.path={folder}: the tokenizer has no chat template; expected an instruction model")
@@ -380,7 +392,7 @@ class TransformersLocal(LanguageModel):
         if key not in self._forms:
             if len(self._forms) >= MOST_FORMS:
                 self._forms.clear()
-            self._forms[key] = _Form.of(schema, self._encode)
+            self._forms[key] = _Form.of(schema, self._encode, self.compact)
         return self._forms[key]
 
 
@@ -400,6 +412,17 @@ def _sampler(request: Request, model: LanguageModel) -> Any:
         return int(torch.multinomial(share, 1, generator=generator))
 
     return draw
+
+
+def _dtype(asked: str, folder: Path, device: str) -> Any:
+    """`asked`, or for ``auto`` on a CPU what it computes fast in."""
+    if asked != "auto" or torch.device(device).type != "cpu":
+        return asked
+    saved = getattr(transformers.AutoConfig.from_pretrained(folder, local_files_only=True), "dtype", None)
+    if saved not in (torch.float16, torch.bfloat16):
+        return asked
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16") else torch.float32
 
 
 def _written(schema: Mapping[str, Any] | None) -> str:
