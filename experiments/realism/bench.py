@@ -6,8 +6,9 @@ verdict, and for models that are asked about pages the fitted `calibration.json`
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,20 @@ from experiments.realism.pages import (
     Unseen,
     agent4rec,
     draw_pages,
+    joined,
     of_items,
     time_split,
 )
-from experiments.realism.tests import REAL, Matrix, Row, UserBootstrap
+from experiments.realism.tests import BEST, REAL, Matrix, Row, UserBootstrap
 from experiments.running import course
-from experiments.running.course import Claims, Run
+from experiments.running.course import Run
 from experiments.running.design import Design
 from simenv import checks
+from simenv.conclusions.judged import JudgedClaim, Test, verdict_of
 from simenv.slates import asks_model
 
 HARD = f"{KINDS[0]} 1:1"  # the protocol the verdict goes by
-RIVALS = ("ease", "svd")
+MARGIN = 0.01  # of AUC, and of RMSE on a scale from 1 to 5: a model that falls short by less is as good
 ASKED_USERS = 100  # judged by default where every page is a call to a language model
 
 
@@ -105,7 +108,8 @@ def examine(settings: Settings, folder: Path) -> tuple[list[Row], dict[str, Any]
     split = time_split(dataset, settings.holdout)
     bench = Bench(settings, split, answers, unseen)
     rows = (
-        bench.discrimination()
+        bench.verdict()
+        + bench.discrimination()
         + bench.unseen_items()
         + bench.ratings()
         + bench.trait_effects()
@@ -123,6 +127,7 @@ def examine(settings: Settings, folder: Path) -> tuple[list[Row], dict[str, Any]
         "seeds": list(design.seeds),
         "splits": splits,
         "candidates": settings.candidates,
+        "rating_margin": bench.rating_margin,
     }
     if isinstance(users, Asked):
         users.calibration().save(folder / "calibration.json")
@@ -198,7 +203,43 @@ class Bench:
             found[name] = np.where(pages.filled, score, np.nan)
         return found
 
+    @property
+    def rating_margin(self) -> float:
+        """`MARGIN` on the data set's scale of ratings."""
+        scale = self.split.train.rating_scale
+        return MARGIN * (scale.high - scale.low) / 4.0
+
     # -- the tests ----------------------------------------------------------------------------------------------
+
+    def verdict(self) -> list[Row]:
+        """What the verdict goes by: differences to the baselines on the hard protocol, over users and seeds.
+
+        Each seed has pages of its own, and where the model is fitted to the data, a fit of its own.
+        """
+        drawn = [self._of_seed(seed) for seed in self.design.seeds]
+        common = functools.reduce(np.intersect1d, [pages.users for pages, _ in drawn])
+        parts = [(pages, own, np.flatnonzero(np.isin(pages.users, common))) for pages, own in drawn]
+        pages = joined([pages.take(rows) for pages, _, rows in parts])
+        boot = UserBootstrap(len(common), self.design.seed, n_seeds=len(parts))
+        name = self.own.name
+        scores = {name: np.concatenate([own.interest(part)[rows] for part, own, rows in parts])}
+        scores |= {
+            other: rival(pages.users[:, None], np.maximum(pages.items, 0)) for other, rival in self.rivals.items()
+        }
+        found = tests.differences(replace(pages, setting=HARD), scores, name, list(self.rivals), boot)
+        if (pages.chosen & ~np.isnan(pages.ratings)).any():
+            expected = np.concatenate([own.expected_ratings(part)[rows] for part, own, rows in parts])
+            usual = self.item_mean(pages.users[:, None], np.maximum(pages.items, 0)).astype(np.float64)
+            found.append(tests.rating_gain(pages, expected, usual, name, boot))
+        return found
+
+    def _of_seed(self, seed: int) -> tuple[Pages, Opinions]:
+        """The hard protocol's pages drawn with a seed, and who is asked about them."""
+        if seed == self.design.seed:
+            return self.pages[KINDS[0], 1], self.own
+        pages = draw_pages(self.split, self.judged, KINDS[0], 1, self.settings.candidates, seed)
+        pages = replace(pages, setting=f"{HARD} seed {seed}")
+        return pages, self.own if isinstance(self.own, Asked) else self._opinions(self.design.make_users(), seed)
 
     def discrimination(self, prefix: str = "") -> list[Row]:
         """Real choices among unseen items: AUC, F1, accuracy; and on the hard protocol the distance to the rivals."""
@@ -207,7 +248,6 @@ class Bench:
             scores, boot = self._scores(pages), self._boot(pages)
             rows += tests.discrimination(pages, scores, boot, setting=prefix + pages.setting)
             if pages.setting == HARD and not prefix:
-                rows += tests.differences(pages, scores, self.own.name, RIVALS, boot)
                 answered = ~np.isnan(np.where(pages.filled, scores[self.own.name], 0.0)).any(axis=1)
                 rows.append(
                     boot.row(
@@ -245,7 +285,6 @@ class Bench:
         mean = np.full(pages.items.shape, np.nanmean(self.split.train.interactions.ratings))
         setting = "held-out choices"
         rows = tests.rating_errors(pages, {name: expected, "item mean": usual, "global mean": mean}, setting, boot)
-        rows.append(tests.rating_gain(pages, expected, usual, name, boot))
         given = self.own.given_ratings(pages, self.settings.draws)
         scale = self.split.train.rating_scale
         rows += tests.rating_distribution(given, scale, name, setting, len(pages.users), boot)
@@ -332,66 +371,101 @@ def _skipped(test: str, model: str, reason: str) -> Row:
 # -- verdict ----------------------------------------------------------------------------------------------------------
 
 
-def score(settings: Settings, run: Run) -> Claims:
+def score(settings: Settings, run: Run) -> list[JudgedClaim]:
     """The verdict on the user model."""
     import polars as pl
 
     table = run.read_table("realism").fill_null(np.nan).with_columns(pl.col("setting").fill_null(""))
     card = json.loads((run.path / "run_card.json").read_text())
-    return verdict([Row(**row) for row in table.iter_rows(named=True)], card["model"])
+    return verdict([Row(**row) for row in table.iter_rows(named=True)], card)
 
 
-def verdict(rows: Sequence[Row], model: str) -> Claims:
-    """The verdict as claims: on the hard protocol an AUC of at least EASE's and SVD's, a rating RMSE of at most the
-    item mean's. Point estimates decide; the intervals, over users, say how far luck may have.
+def verdict(rows: Sequence[Row], card: Mapping[str, Any]) -> list[JudgedClaim]:
+    """The verdict as claims, by 95 % intervals over users and seeds, on the hard protocol.
+
+    *Validated*: the interval of the AUC's difference to the best baseline is above -`MARGIN`, and where there are
+    ratings, that of the RMSE's difference to the item mean too. *Ahead*: the first is above 0 besides. *Not shown* is
+    everything else: not supported where a whole interval is below the margin, and otherwise inconclusive, for want of
+    data, of which the sentence says how much would be needed.
+
+    Args:
+        rows: of `Bench`.
+        card: with model, seeds, splits and rating_margin.
     """
+    model, n_seeds = str(card["model"]), len(card["seeds"])
+    n_users = int(next(iter(card["splits"].values()))["judged_users"])
     found = [row for row in rows if row.test == "verdict" and row.model == model]
-    passed = all(row.value >= 0 for row in found)
-    rated = any(row.setting == "ratings" for row in found)
+    best = next(row for row in found if row.metric == BEST)
+    rated = [row for row in found if row.setting == "ratings"]
+    bars = [(best, MARGIN), *((row, float(card["rating_margin"])) for row in rated)]
+    validated, ahead = all(row.ci_low > -margin for row, margin in bars), best.ci_low > 0
+    word = (
+        ("ahead of every baseline" if ahead else "validated") if validated else "not shown to be as good as baselines"
+    )
+    decided: Test = "supported" if validated else "inconclusive"
+    if any(row.ci_high < -margin for row, margin in bars):
+        decided = "not_supported"
     auc = {
         row.model: row.value for row in rows if (row.test, row.setting, row.metric) == ("discrimination", HARD, "auc")
     }
-    rmse = {row.model: row.value for row in rows if (row.test, row.metric) == ("ratings", "rmse")}
-    parts = [
-        f"AUC {auc[model]:.3f} on popularity-matched 1:1 against EASE {auc['ease']:.3f} and SVD-32 {auc['svd']:.3f}"
-    ]
-    parts.append(
-        f"rating RMSE {rmse[model]:.3f} against the item mean's {rmse['item mean']:.3f}"
-        if rated
-        else "no ratings to judge by"
-    )
-    word = "validated" if passed else "not validated"
-    claims = [
-        _claim("verdict: validated", model, None, f"{model} is {word}: {'; '.join(parts)}.", passed, primary=True)
-    ]
+    others = ", ".join(f"{name} {value:.3f}" for name, value in auc.items() if name not in (model, "always-yes"))
+    parts = [f"{model} is {word}. AUC {auc[model]:.3f} on popularity-matched 1:1 ({others}); {_told(best, MARGIN)}"]
+    if rated:
+        rmse = {row.model: row.value for row in rows if (row.test, row.metric) == ("ratings", "rmse")}
+        parts.append(
+            f"rating RMSE {rmse[model]:.3f} against the item mean's {rmse['item mean']:.3f}; {_told(*bars[1])}"
+        )
+    else:
+        parts.append("no ratings to judge by")
+    if not validated:
+        parts.append(_needed([(row, margin) for row, margin in bars if row.ci_low <= -margin], n_users))
+    parts.append(f"{n_users} users, {n_seeds} {'seed: pages and fits drawn once' if n_seeds == 1 else 'seeds'}")
+    claims = [_claim("verdict: validated", best, MARGIN, f"{'; '.join(parts)}.", decided, n_seeds, primary=True)]
     for row in found:
-        sentence = f"{row.metric}: {row.value:+.3f} ({row.ci_low:+.3f} to {row.ci_high:+.3f}); at least 0 is asked for."
-        claims.append(_claim(f"verdict: {row.metric}", model, row, sentence, row.value >= 0))
+        if row is not best:
+            margin = float(card["rating_margin"]) if row in rated else MARGIN
+            bar: Test = (
+                "supported" if row.ci_low > -margin else "not_supported" if row.ci_high < -margin else "inconclusive"
+            )
+            claims.append(_claim(f"verdict: {row.metric}", row, margin, f"{_told(row, margin)}.", bar, n_seeds))
     return claims
 
 
+def _told(row: Row, margin: float) -> str:
+    return (
+        f"{row.metric}: {row.value:+.3f} ({row.ci_low:+.3f} to {row.ci_high:+.3f}), "
+        f"an interval above -{margin:g} is asked for"
+    )
+
+
+def _needed(failed: Sequence[tuple[Row, float]], n_users: int) -> str:
+    """How many users it would take for the intervals to clear their margins, were the estimates what they are now."""
+    if any(not row.value > -margin for row, margin in failed):
+        return "the estimate itself falls short, so more users would not show it"
+    shrink = max((row.value - row.ci_low) / (row.value + margin) for row, margin in failed)
+    return f"about {int(np.ceil(n_users * shrink**2)):,} users, a page each and seed, would be needed for this estimate"
+
+
 def _claim(
-    name: str, model: str, row: Row | None, sentence: str, passed: bool, *, primary: bool = False
-) -> dict[str, Any]:
+    name: str, row: Row, margin: float, sentence: str, test: Test, n_seeds: int, *, primary: bool = False
+) -> JudgedClaim:
     def known(value: float) -> float | None:
         return float(value) if np.isfinite(value) else None
 
-    return {
-        "name": name,
-        "arm": model,
-        "label": None
-        if row is None
-        else row.metric.replace(" - ", " − ").replace("auc", "AUC").replace("rmse", "RMSE"),
-        "estimate": None if row is None else known(row.value),
-        "ci_low": None if row is None else known(row.ci_low),
-        "ci_high": None if row is None else known(row.ci_high),
-        "p": None,
-        "p_adjusted": None,
-        "n_seeds": 1,
-        "verdict": "supported" if passed else "not_supported",
-        "primary": primary,
-        "sentence": sentence,
-    }
+    return JudgedClaim(
+        name=name,
+        arm=row.model,
+        label=row.metric.replace(" - ", " − ").replace("auc", "AUC").replace("rmse", "RMSE"),
+        estimate=known(row.value),
+        ci_low=known(row.ci_low),
+        ci_high=known(row.ci_high),
+        n_seeds=n_seeds,
+        margin=margin,
+        test=test,
+        verdict=verdict_of(known(row.ci_low), known(row.ci_high), margin),
+        primary=primary,
+        sentence=sentence,
+    )
 
 
 # -- figure -----------------------------------------------------------------------------------------------------------

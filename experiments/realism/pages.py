@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,17 @@ class Pages:
             chosen=self.chosen[rows],
             ratings=self.ratings[rows],
         )
+
+
+def joined(parts: Sequence[Pages]) -> Pages:
+    """Pages one after another, of the same width and under the first one's name; users come once in each part."""
+    return Pages(
+        setting=parts[0].setting,
+        users=np.concatenate([part.users for part in parts]),
+        items=np.concatenate([part.items for part in parts]),
+        chosen=np.concatenate([part.chosen for part in parts]),
+        ratings=np.concatenate([part.ratings for part in parts]),
+    )
 
 
 def time_split(dataset: Dataset, share: float) -> TimeSplit:

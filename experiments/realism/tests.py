@@ -24,6 +24,7 @@ Matrix = NDArray[np.float64]
 Statistic = Callable[[Matrix], Matrix]  # weights of users, (R, B), to values, (R,)
 SLOT_MARGIN = 5.0  # points of interest (of 100) between first and last slot that count as no difference
 REAL = "real"
+BEST = "auc - auc of the best baseline"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +47,16 @@ class UserBootstrap:
         n_users: B.
         seed: of the resamples.
         resamples: R.
+        n_seeds: S. Where there are several, weights are for the users of each seed in turn, (S * B,), and users and
+            seeds are both resampled, crossed (Owen 2007, "The pigeonhole bootstrap").
     """
 
-    def __init__(self, n_users: int, seed: int = 0, resamples: int = 1000) -> None:
+    def __init__(self, n_users: int, seed: int = 0, resamples: int = 1000, n_seeds: int = 1) -> None:
         rng = np.random.default_rng([seed, 0xB007])
         self.weights = rng.multinomial(n_users, np.full(n_users, 1 / n_users), size=resamples).astype(np.float64)
+        if n_seeds > 1:
+            of_seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples)
+            self.weights = (of_seeds[:, :, None] * self.weights[:, None, :]).reshape(resamples, -1)
 
     def row(self, test: str, setting: str, model: str, metric: str, statistic: Statistic) -> Row:
         """The statistic with its 95 % interval."""
@@ -124,11 +130,19 @@ def discrimination(
 def differences(
     pages: Pages, scores: Mapping[str, Matrix], name: str, others: Sequence[str], boot: UserBootstrap
 ) -> list[Row]:
-    """AUC of one model minus that of others, on the same pages."""
-    own = page_auc(pages, scores[name])
-    return [
-        boot.row("verdict", pages.setting, name, f"auc - auc of {other}", mean(own - page_auc(pages, scores[other])))
-        for other in others
+    """AUC of one model minus that of others, and minus that of whichever is the best, on the same pages.
+
+    Which is best is asked anew in every resample, so that the choice is part of the interval.
+    """
+    aucs = {each: page_auc(pages, scores[each]) for each in (name, *others)}
+    unknown = np.isnan(aucs[name])
+    means = {each: mean(np.where(unknown, np.nan, auc)) for each, auc in aucs.items()}
+
+    def against(rivals: Sequence[str]) -> Statistic:
+        return lambda w: means[name](w) - np.max([means[rival](w) for rival in rivals], axis=0)
+
+    return [boot.row("verdict", pages.setting, name, BEST, against(others))] + [
+        boot.row("verdict", pages.setting, name, f"auc - auc of {other}", against([other])) for other in others
     ]
 
 
@@ -178,7 +192,7 @@ def rating_errors(pages: Pages, ratings: Mapping[str, Matrix], setting: str, boo
 
 
 def rating_gain(pages: Pages, ours: Matrix, other: Matrix, name: str, boot: UserBootstrap) -> Row:
-    """RMSE of the other minus ours, on the same ratings: at least 0 is what is wanted."""
+    """RMSE of the other minus ours, on the same ratings."""
     rated = pages.chosen & ~np.isnan(pages.ratings) & ~np.isnan(ours) & ~np.isnan(other)
     n = rated.sum(axis=1).astype(np.float64)
     squares = [np.where(rated, np.square(each - pages.ratings), 0.0).sum(axis=1) for each in (ours, other)]

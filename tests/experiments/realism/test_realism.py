@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from agents.llm.calibration import Calibration
 from agents.tastes.structures import TasteModel
 from experiments.realism import bench as realism
+from experiments.realism import tests
 from experiments.realism.baselines import baselines, item_mean
 from experiments.realism.opinions import GivenRatings
 from experiments.realism.pages import KINDS, RATIOS, Pages, agent4rec, draw_pages, time_split
@@ -341,34 +342,73 @@ class RandomTastes(TasteModel):
 def test_users_without_any_taste_are_not_validated(tmp_path):
     config = settings(tmp_path, *SMALL)
     options = realism.Settings.of(config | {"judged_users": 60, "draws": 2})
-    rows, _ = realism.examine(replace(options, design=replace(options.design, tastes=RandomTastes())), tmp_path / "run")
+    rows, card = realism.examine(
+        replace(options, design=replace(options.design, tastes=RandomTastes())), tmp_path / "run"
+    )
     assert value(rows, "discrimination", "auc", "choice", "popularity-matched 1:1") < 0.6
-    claims = realism.verdict(rows, "choice")
-    assert claims[0]["primary"]
-    assert claims[0]["test"] == "not_supported"
-    assert "is not validated" in claims[0]["sentence"]
-    assert [claim["label"] for claim in claims] == [
-        None,
+    claims = realism.verdict(rows, card)
+    assert claims[0].primary
+    assert claims[0].test != "supported"
+    assert "is not shown to be as good as baselines" in claims[0].sentence
+    assert "more users would not show it" in claims[0].sentence
+    assert [claim.label for claim in claims] == [
+        "AUC − AUC of the best baseline",
+        "AUC − AUC of popularity",
+        "AUC − AUC of itemknn",
         "AUC − AUC of ease",
         "AUC − AUC of svd",
         "RMSE of item mean − RMSE",
     ]
 
 
-def test_the_verdict_needs_every_bar():
-    def row(metric, amount, setting="popularity-matched 1:1", test="verdict", model="choice"):
-        return realism.Row(test=test, setting=setting, model=model, metric=metric, value=amount)
+def test_the_verdict_goes_by_intervals():
+    """Ahead above 0, validated above the margin, and otherwise not shown: for want of data, or of merit."""
+
+    def row(metric, value, half=0.0, setting="popularity-matched 1:1", test="verdict", model="choice"):
+        return realism.Row(
+            test=test,
+            setting=setting,
+            model=model,
+            metric=metric,
+            value=value,
+            ci_low=value - half,
+            ci_high=value + half,
+        )
 
     auc = [row("auc", v, test="discrimination", model=m) for m, v in (("choice", 0.7), ("ease", 0.6), ("svd", 0.6))]
     rmse = [row("rmse", v, setting="s", test="ratings", model=m) for m, v in (("choice", 0.9), ("item mean", 1.0))]
+    card = {"model": "choice", "seeds": [0, 1], "splits": {"a": {"judged_users": 100}}, "rating_margin": 0.01}
 
-    def verdict(ease, svd, ratings):
-        bars = [row("auc - auc of ease", ease), row("auc - auc of svd", svd), row("rmse", ratings, setting="ratings")]
-        return realism.verdict([*auc, *rmse, *bars], "choice")[0]["verdict"]
+    def verdict(difference, half, ratings=(0.1, 0.05)):
+        bars = [row("auc - auc of the best baseline", difference, half), row("rmse", *ratings, setting="ratings")]
+        claim = realism.verdict([*auc, *rmse, *bars], card)[0]
+        assert claim.n_seeds == 2
+        return claim.test, claim.sentence
 
-    assert verdict(0.1, 0.0, 0.1) == "supported"
-    for bars in ((-0.001, 0.1, 0.1), (0.1, -0.001, 0.1), (0.1, 0.1, -0.001)):
-        assert verdict(*bars) == "not_supported"
+    assert verdict(0.02, 0.015)[0] == "supported"
+    assert "choice is ahead of every baseline." in verdict(0.02, 0.015)[1]
+    assert "choice is validated." in verdict(0.0, 0.009)[1]
+    open_, why = verdict(0.063, 0.123)  # a point estimate far ahead shows nothing by itself
+    assert open_ == "inconclusive"
+    assert f"about {int(np.ceil(100 * (0.123 / 0.073) ** 2))} users" in why
+    assert verdict(-0.05, 0.03)[0] == "not_supported"
+    assert verdict(-0.011, 0.03)[0] == "inconclusive"
+    assert "more users would not show it" in verdict(-0.011, 0.03)[1]
+    assert verdict(0.02, 0.015, (-0.05, 0.02))[0] == "not_supported"
+    assert verdict(0.02, 0.015, (0.0, 0.02))[0] == "inconclusive"
+
+
+def test_seeds_are_resampled_beside_users():
+    """What differs by seed alone has no interval over the users of one seed, and one over users and seeds."""
+    values = np.repeat([0.0, 1.0, 2.0], 30)
+    crossed = tests.UserBootstrap(30, n_seeds=3).row("t", "s", "m", "x", tests.mean(values))
+    assert crossed.value == pytest.approx(1.0)
+    assert crossed.ci_high - crossed.ci_low > 1.0
+    same = np.tile(np.arange(30.0), 3)  # what differs by user alone: more seeds tell no more of it
+    one, three = (
+        tests.UserBootstrap(30, n_seeds=n).row("t", "s", "m", "x", tests.mean(same[: 30 * n])) for n in (1, 3)
+    )
+    assert (one.ci_low, one.ci_high) == pytest.approx((three.ci_low, three.ci_high))
 
 
 def test_without_ratings_and_genres_what_cannot_be_said_is_not(tmp_path):
@@ -380,9 +420,9 @@ def test_without_ratings_and_genres_what_cannot_be_said_is_not(tmp_path):
         catalog=replace(WORLD.catalog, genre_names=(), genres=np.zeros((WORLD.n_items, 0), bool)),
         tastes=None,
     )
-    rows, _ = realism.examine(replace(options, design=replace(options.design, dataset=silent)), tmp_path)
+    rows, card = realism.examine(replace(options, design=replace(options.design, dataset=silent)), tmp_path)
     assert {row.test for row in rows if row.metric.startswith("skipped")} >= {"ratings", "traits"}
-    assert "no ratings to judge by" in realism.verdict(rows, "choice")[0]["sentence"]
+    assert "no ratings to judge by" in realism.verdict(rows, card)[0].sentence
 
 
 @pytest.mark.parametrize(
@@ -414,7 +454,8 @@ def test_a_language_model_is_judged_calibrated_and_not_asked_twice(tmp_path):
         folder = run_experiment(config)
         asked = len(server.seen)
         rows = rows_of(folder)
-        pages = 12 * (2 * len(RATIOS) + 2)  # every setting, once more in another order, once without titles
+        # every setting, the verdict's with a second seed, once more in another order, once without titles
+        pages = 12 * (2 * len(RATIOS) + 3)
         assert 0.8 * pages <= asked <= pages
         # interrupted after the answers: what was said is read from the run's folder
         options = realism.Settings.of(config)
@@ -447,5 +488,5 @@ def test_the_embedded_users_are_validated_on_movielens(tmp_path, name):
         pytest.skip(f"no {name}: set SIMENV_DATA to a folder that holds it")
     folder = run_experiment(settings(tmp_path / "run", f"dataset={name}", f"dataset.root={root}", "draws=5"))
     rows = rows_of(folder).filter(pl.col("test") == "verdict")
-    assert rows.height == 3
+    assert rows.height == 6
     assert (rows["ci_low"] > 0).all()
