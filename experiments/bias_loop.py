@@ -102,14 +102,14 @@ def score(settings: Settings, run: Run) -> list[JudgedClaim]:
         ConfigError: the claim declared primary is none that this run makes.
     """
     regime = settings.design.repeat
-    judged = _judge(run.path, regime, settings, primary_first=settings.primary_first)
+    judged = claims_of(run.path, regime, settings, primary_first=settings.primary_first)
     by_regime = {regime: judged}
     by_user_model = {"main": judged}
     for name, design in settings.designs().items():
         kind, _, which = name.partition("/")
         if kind not in ("regimes", "user_models"):
             continue
-        found = _judge(run.path / name, design.repeat, settings, primary_first=False)
+        found = claims_of(run.path / name, design.repeat, settings, primary_first=False)
         run.claims(found, name)
         (by_regime if kind == "regimes" else by_user_model)[which] = found
     if settings.variance_worlds and settings.primary_claim is not None:
@@ -148,7 +148,8 @@ def _write_variance(settings: Settings, primary: Claim, run: Run) -> None:
     run.table("variance", rows)
 
 
-def _judge(folder: Path, regime: str, settings: Settings, *, primary_first: bool) -> list[JudgedClaim]:
+def claims_of(folder: Path, regime: str, settings: Settings, *, primary_first: bool) -> list[JudgedClaim]:
+    """The claims of a played folder: the run's, or that of one of its parts."""
     metrics = read_metrics(folder)
     stated = standard_claims(metrics, margins=settings.margins, specs=settings.design.make_metrics())
     primary = settings.primary
