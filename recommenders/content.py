@@ -17,6 +17,7 @@ from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.errors import RecommenderError
 from simenv.randomness import Key
 
+VECTOR_DIMS = 64  # principal components of the vectors of a language model
 _WORD = re.compile(r"\w\w+")
 
 
@@ -35,17 +36,30 @@ class Content(SparseSums):
         text_weight: weight of the words against the genres; 0 for genres alone.
         min_df: words in fewer items are dropped.
         max_df: words in more than this share of the items are dropped.
+        item_vectors: a third block, what a language model makes of the items' texts: ``smollm2``, a model or an
+            ``.npy`` file, see `simenv.language_models.item_vectors`; None = none.
+        vector_weight: weight of that block against the genres.
     """
 
     name = "content"
 
-    def __init__(self, *, text_weight: float = 0.5, min_df: int = 2, max_df: float = 0.2) -> None:
-        check_options(self.name, text_weight=text_weight)
+    def __init__(
+        self,
+        *,
+        text_weight: float = 0.5,
+        min_df: int = 2,
+        max_df: float = 0.2,
+        item_vectors: str | None = None,
+        vector_weight: float = 1.0,
+    ) -> None:
+        check_options(self.name, text_weight=text_weight, vector_weight=vector_weight)
         check_options(self.name, low=1, whole=True, min_df=min_df)
         check_options(self.name, open_low=True, high=1, max_df=max_df)
         self.text_weight = text_weight
         self.min_df = min_df
         self.max_df = max_df
+        self.item_vectors_from = item_vectors
+        self.vector_weight = vector_weight
         self._vectors: Any = None  # CSR (n_items, n_features), rows of unit length or empty
 
     def bind_dataset(self, dataset: Dataset) -> None:
@@ -58,6 +72,11 @@ class Content(SparseSums):
         blocks = [_unit_rows(_idf_weighted(sparse.csr_matrix(catalog.genres, dtype=np.float32)))]
         if self.text_weight > 0:
             blocks.append(self.text_weight * _unit_rows(_idf_weighted(self._word_counts(catalog))))
+        if self.item_vectors_from is not None:
+            from simenv.language_models.item_vectors import item_vectors
+
+            read = item_vectors(catalog, self.item_vectors_from, VECTOR_DIMS)
+            blocks.append(self.vector_weight * sparse.csr_matrix(read))
         return _unit_rows(sparse.hstack(blocks, format="csr"))
 
     def _word_counts(self, catalog: Catalog) -> Any:

@@ -216,14 +216,19 @@ class ContentTastes(TasteModel):
     Args:
         rare: share below which a feature's lift is damped.
         min_items: items a word or category must occur in to be a feature.
+        item_vectors: further features, what a language model makes of the items' texts: ``smollm2``, a model or an
+            ``.npy`` file, see `simenv.language_models.item_vectors`; they take half of `dims`. None = none.
+        vector_weight: of these features' score beside the others', both at unit spread.
     """
 
     name: ClassVar[str] = "content"
-    least: ClassVar[Mapping[str, float]] = {"rare": 1e-6, "min_items": 1}
+    least: ClassVar[Mapping[str, float]] = {"rare": 1e-6, "min_items": 1, "vector_weight": 0.0}
 
     dims: int = 64
     rare: float = 0.01
     min_items: int = 5
+    item_vectors: str | None = None
+    vector_weight: float = 1.0
 
     def vectors(
         self, catalog: Catalog, log: Interactions, rng: np.random.Generator
@@ -232,8 +237,15 @@ class ContentTastes(TasteModel):
         counts = log.item_counts() / max(len(log), 1)
         share = counts @ features
         scaled = features * (1.0 / np.sqrt(share + self.rare))[None, :]
-        left, values, _ = _truncated_svd(scaled.tocsr(), self.dims, rng)
+        own = self.dims if self.item_vectors is None else self.dims // 2
+        left, values, _ = _truncated_svd(scaled.tocsr(), own, rng)
         items = left * values
+        if self.item_vectors is not None:
+            from simenv.language_models.item_vectors import item_vectors
+
+            read = item_vectors(catalog, self.item_vectors, self.dims - own).astype(np.float64)
+            weight = np.sqrt(self.vector_weight)  # a score is a product of two of these
+            items = np.concatenate([items / _spread(items), weight * read / _spread(read)], axis=1)
         everybody = counts @ items
         profiles = profile_matrix(log, self.recency) @ items
         return np.where(log.user_counts()[:, None] > 0, profiles - everybody, 0.0), items
@@ -364,6 +376,12 @@ def _keep_largest(starts: Any, values: Any, k: int) -> None:  # pragma: no cover
             for at in range(len(own)):
                 if own[at] < least:
                     own[at] = 0.0
+
+
+def _spread(vectors: NDArray[Any]) -> float:
+    """By which to divide vectors so that the products of two rows have a standard deviation of 1."""
+    centred = vectors - vectors.mean(axis=0)
+    return float(np.sqrt(np.linalg.norm(centred.T @ centred / len(vectors))) + 1e-12)
 
 
 def _padded(vectors: NDArray[Any], dims: int) -> DoubleArray:

@@ -7,6 +7,7 @@ vectors mean: they are an item's words and genres, or its co-occurrence.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 from recommenders.p5.indexes.base import IndexSource, Paths, with_collision_token
 from recommenders.p5.indexes.clustering import singular_vectors
 from simenv.errors import ConfigError
+from simenv.language_models.gguf_file import PACKAGED
+from simenv.language_models.item_vectors import item_vectors as read_vectors
 from simenv.training.loop import seeded
 
 COMMITMENT = 0.25  # weight of the encoder's pull towards the codebook, as in the paper
@@ -73,7 +76,11 @@ class RQVAE(nn.Module):
 
 
 def item_vectors(source: IndexSource, kind: str, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """What the codes are made of, (n_items, <= size): `text` (words and genres) or `collaborative` (co-occurrence)."""
+    """What the codes are made of, (n_items, <= size).
+
+    `text`: words and genres; `collaborative`: co-occurrence; else what a language model makes of texts: ``smollm2``,
+    a model or an ``.npy`` file, see `simenv.language_models.item_vectors`.
+    """
     if kind == "collaborative":
         vectors = singular_vectors(source, size, rng)
     elif kind == "text":
@@ -86,8 +93,14 @@ def item_vectors(source: IndexSource, kind: str, size: int, rng: np.random.Gener
         words = Content().item_vectors(source.catalog).astype(np.float64)
         left, values, _ = svds(words, k=min(size, min(words.shape) - 1), v0=rng.random(min(words.shape)))
         vectors = left * values
+    elif source.catalog is None:
+        raise ConfigError(f"index=rqvae, vectors={kind}: needs the items' titles; bind a data set before fit")
+    elif kind in PACKAGED or Path(kind).exists():
+        vectors = read_vectors(source.catalog, kind, size).astype(np.float64)
     else:
-        raise ConfigError(f"index=rqvae, vectors={kind}: expected text or collaborative")
+        raise ConfigError(
+            f"index=rqvae, vectors={kind}: expected text, collaborative, {', '.join(PACKAGED)}, or the path of a model"
+        )
     return np.asarray(vectors / max(float(vectors.std()), 1e-12))
 
 
