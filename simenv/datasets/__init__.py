@@ -14,7 +14,7 @@ from simenv.datasets.amazon import amazon
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, RatingScale, Tastes
 from simenv.datasets.movielens import ml_1m, ml_100k, ml_latest_small
 from simenv.datasets.synthetic import synthetic
-from simenv.datasets.tabular import tabular
+from simenv.datasets.tabular import check, tabular
 from simenv.errors import ConfigError
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "RatingScale",
     "Tastes",
     "amazon",
+    "check",
     "load",
     "ml_1m",
     "ml_100k",

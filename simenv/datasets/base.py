@@ -138,7 +138,21 @@ class RatingScale:
 
     @property
     def values(self) -> FloatArray:
-        return np.arange(self.low, self.high + self.step / 2, self.step, dtype=np.float32)
+        """Every rating there is, ascending."""
+        n = round((self.high - self.low) / self.step) + 1
+        return (self.low + self.step * np.arange(n)).astype(np.float32)
+
+    def round(self, values: NDArray[Any]) -> FloatArray:
+        """The nearest ratings, of two equally near the higher; beyond the ends, the ends."""
+        inside = np.clip(np.asarray(values, np.float64), self.low, self.high)
+        steps = np.floor((inside - self.low) / self.step + 0.5)
+        return np.asarray(self.low + steps * self.step, dtype=np.float32)
+
+    def holds(self, values: NDArray[Any]) -> BoolArray:
+        """Which values are ratings of the scale, as far as 32 bits tell them apart; NaN is none."""
+        near = self.round(values).astype(np.float64)
+        slack = np.maximum(1e-4 * self.step, 2 * np.spacing(np.abs(near).astype(np.float32)))
+        return np.asarray(np.abs(np.asarray(values, np.float64) - near) <= slack)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

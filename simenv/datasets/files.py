@@ -7,10 +7,12 @@ publisher's archive is downloaded and checked. The module does not know what the
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +144,10 @@ def read_text(path: Path, encoding: str) -> str:
         DataError: it is empty, or not in this encoding. Every byte is latin-1, so a latin-1 file is refused where it
             has accents that are valid UTF-8: somebody has re-encoded it, and titles would come out damaged.
     """
-    data = path.read_bytes()
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not readable ({error}); expected a whole file") from None
     if not data.strip():
         raise DataError(f"{path}: is empty; expected at least one line")
     if b"\x00" in data:

@@ -7,7 +7,7 @@ whatever the format. The module does not know how the rows were read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,39 @@ class RawRatings:
 
     def check_scale(self, scale: RatingScale) -> None:
         """Raise DataError at the first rating that is not a value of the scale."""
-        steps = (self.ratings - scale.low) / scale.step
-        wrong = (self.ratings < scale.low) | (self.ratings > scale.high) | (np.abs(steps - np.rint(steps)) > 1e-4)
+        wrong = ~np.isnan(self.ratings) & ~scale.holds(self.ratings)
         if wrong.any():
             row = int(wrong.argmax())
             raise DataError(
                 f"{self.place(row)}: rating {self.ratings[row]:g}; "
                 f"expected {scale.low:g} to {scale.high:g} in steps of {scale.step:g}"
             )
+
+    def take(self, rows: NDArray[Any]) -> RawRatings:
+        """These rows, indices or a mask."""
+        names = ("lines", "users", "items", "ratings", "times")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def without_repeats(self, which: str, *, timed: bool) -> RawRatings:
+        """One row of each (user, item, time), or of each (user, item) where there are no times.
+
+        Args:
+            which: ``first`` or ``last`` row, or the first with the ``sum`` of the ratings.
+            timed: whether times count.
+        """
+        parts = [np.unique(column, return_inverse=True)[1] for column in (self.users, self.items)]
+        if timed:
+            parts.append(np.unique(self.times, return_inverse=True)[1])
+        _, first, group = np.unique(np.stack(parts), axis=1, return_index=True, return_inverse=True)
+        group = group.reshape(-1)
+        if which == "last":
+            kept = np.zeros(len(first), np.int64)
+            np.maximum.at(kept, group, np.arange(len(group)))
+            return self.take(np.sort(kept))
+        one = self.take(np.sort(first))
+        if which == "first":
+            return one
+        return replace(one, ratings=_sums(self.ratings, group)[group[np.sort(first)]])
 
     def renumber(self, known_items: Sequence[Any], items_file: str) -> tuple[Interactions, NDArray[Any]]:
         """Interactions over all `known_items`, in time order, and the ids of the users, sorted.
@@ -97,6 +122,13 @@ class RawRatings:
                     f"(first in {self.row_name} {self.lines[seen[key]]}); expected each once"
                 )
             seen[key] = row
+
+
+def _sums(ratings: FloatArray, group: LongArray) -> FloatArray:
+    """Sum of each group's ratings; NaN where there is none."""
+    given = ~np.isnan(ratings)
+    sums = np.bincount(group, weights=np.where(given, ratings, 0.0).astype(np.float64))
+    return np.where(np.bincount(group, weights=given) > 0, sums, np.nan).astype(np.float32)
 
 
 def numbered_items(items: NDArray[Any]) -> Catalog:

@@ -1,23 +1,32 @@
-"""The user's own data: a CSV or Parquet file of interactions with named columns, and optionally one of items."""
+"""The user's own data: a table of interactions, and optionally one of items and one of users."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simenv.datasets.base import Catalog, Dataset, FloatArray, LongArray, RatingScale
-from simenv.datasets.files import read_text
+from simenv import checks
+from simenv.datasets.base import Catalog, Dataset, RatingScale
 from simenv.datasets.raw import RawRatings, numbered_items, only_consumed
+from simenv.datasets.tables import Table
 from simenv.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    import polars as pl
+USER = ("user", "userid", "uid", "customer", "customerid", "reviewerid", "useridx", "visitorid", "personid")
+ITEM = ("item", "itemid", "iid", "movieid", "videoid", "artistid", "trackid", "productid", "asin", "businessid", "sku")
+RATING = ("rating", "ratings", "score", "overall")
+TIME = ("time", "timestamp", "date", "datetime", "createdat", "unixreviewtime")
+TITLE = ("title", "name", "itemname", "movietitle")
+MOST_GROUPS = 20  # different values of a column of users that is taken for an attribute
+DUPLICATES = ("error", "first", "last", "sum")
 
 
 def tabular(
@@ -28,68 +37,227 @@ def tabular(
     root: str | None = None,
     interactions: str = "interactions.csv",
     items: str | None = None,
-    user: str = "user",
-    item: str = "item",
-    rating: str | None = None,
-    time: str | None = None,
+    users: str | None = None,
+    separator: str | None = None,
+    columns: Sequence[str] | None = None,
+    skip: int = 0,
+    user: str | None = None,
+    item: str | None = None,
+    rating: str | None = "auto",
+    time: str | None = "auto",
+    time_format: str | None = None,
+    time_zone: str = "UTC",
     rating_scale: Sequence[float] = (1, 5, 1),
-    item_id: str = "item",
-    title: str = "title",
+    fit_ratings: bool = False,
+    signal: str | None = None,
+    threshold: float = 0.0,
+    duplicates: str = "error",
+    item_id: str | None = None,
+    title: str | None = None,
     genres: str | None = None,
     genre_separator: str = "|",
     text: str | None = None,
+    user_id: str | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Dataset:
-    """A data set from the user's tables. CSV is UTF-8 with a header line, comma-separated (.tsv: tabs).
+    """A data set from the user's tables: text with any separator (UTF-8, also ``.gz``), or Parquet.
 
     Args:
         n_users: seeded sample of this many users; None = all.
         n_items: this many most-rated items, chosen before the users; None = all.
         seed: decides the sample of users.
         root: folder that relative file names start from; None = the current folder, else $SIMENV_DATA/tabular.
-        interactions: .csv, .tsv or .parquet file, one row an interaction.
-        items: file of the same kinds, one row an item; None = titles read ``item <id>``. Unused items are left out.
-        user, item: columns of `interactions`; ids are read as text.
-        rating: column of ratings, blank = consumed without a rating; None = no ratings.
-        time: column of numbers, dates or ISO times; None = the file's order.
+        interactions: file, one row an interaction.
+        items: file, one row an item; None = titles read ``item <id>``. Unused items are left out.
+        users: file, one row a user, whose `groups` become attributes; None = none known.
+        separator: of text files, one character or ``::``; None = found from each file's name and first line.
+        columns: names of the columns of `interactions` where it has no header line.
+        skip: lines of `interactions` before its table.
+        user, item: columns of `interactions`; ids are read as text. None = the column that goes by a usual name.
+        rating: column of ratings, blank = consumed without one; None = no ratings; ``auto`` = a usual name or none.
+        time: column of numbers, dates or times; None = the file's order; ``auto`` = a usual name, else that order.
+        time_format: of dates as text, as for `datetime.strptime`; None = ISO and what can be told from the column.
+        time_zone: of dates and times that name none.
         rating_scale: lowest and highest rating, and the step between ratings.
-        item_id, title: columns of `items`.
+        fit_ratings: round ratings to the nearest of the scale; else one that is not on it is refused.
+        signal: column of graded feedback, such as a share watched; None = each row is a consumption.
+        threshold: rows with a `signal` below it are no consumption, and are left out.
+        duplicates: of rows with the same user, item and time (without times: user and item), ``error``, keep the
+            ``first`` or the ``last``, or ``sum`` their ratings. Without times, ``error`` takes them for repeated
+            consumption.
+        item_id, title: columns of `items`; None = the column that goes by a usual name.
         genres: column of `items` with names separated by `genre_separator`; None = no genres.
         genre_separator: what stands between two genres.
         text: column of `items` with a description; None = none.
+        user_id: column of `users`; None = the column that goes by a usual name.
+        groups: columns of `users`; None = each with at most 20 different values. Users not in the file: ``unknown``.
 
     Raises:
         DataError: a file or column is missing, or a row damaged. ConfigError: an option is out of range.
     """
+    options = {name: value for name, value in locals().items() if name not in ("n_users", "n_items", "seed")}
+    whole, notes = _load(**options)
+    _say(tuple(note for note in notes if " = " in note))
+    return whole.reduced(n_users=n_users, n_items=n_items, seed=seed)
+
+
+def check(file: str | Path, **options: Any) -> list[str]:
+    """What `tabular` would load from a file of interactions, in lines: columns, counts, spans, and what is left out.
+
+    Args:
+        file: of interactions.
+        **options: as of `tabular`.
+
+    Raises:
+        SimenvError: as `tabular` would.
+    """
+    checks.conform(tabular, options, "dataset.")
+    defaults: dict[str, Any] = dict(tabular.__kwdefaults__ or {})
+    given = defaults | options | {"interactions": str(file)}
+    for name in ("n_users", "n_items", "seed"):
+        given.pop(name)
+    data, notes = _load(**given)
+    log = data.interactions
+    counts, of_items = log.user_counts(), log.item_counts()
+    lines = [
+        *notes,
+        f"{len(log):,} interactions of {data.n_users:,} users with {data.n_items:,} items, "
+        f"{100 * len(log) / data.n_users / data.n_items:.3g} % of all pairs",
+        f"interactions a user: {counts.min()} to {counts.max():,}, median {np.median(counts):g}; "
+        f"an item: {of_items.min()} to {of_items.max():,}, median {np.median(of_items):g}",
+        f"time: {_span(log.times)}",
+    ]
+    rated = log.ratings[~np.isnan(log.ratings)]
+    lines.append(
+        f"ratings: {len(rated):,}, {rated.min():g} to {rated.max():g}, mean {rated.mean(dtype=np.float64):.3g}"
+        if len(rated)
+        else "ratings: none"
+    )
+    catalog = data.catalog
+    lines.append(f"genres: {catalog.n_genres}; texts: {sum(map(bool, catalog.texts)):,} items")
+    for name, values in data.user_attributes.items():
+        lines.append(f"users by {name}: {', '.join(sorted(set(values.tolist())))}")
+    return lines
+
+
+def _span(times: NDArray[np.int64]) -> str:
+    first, last = int(times.min()), int(times.max())
+    for scale, least in ((1, 10**8), (10**3, 10**11), (10**6, 10**14), (10**9, 10**17)):
+        if least <= first and last < least * 100:
+            days = [datetime.fromtimestamp(each / scale, UTC).strftime("%Y-%m-%d") for each in (first, last)]
+            return f"{days[0]} to {days[1]}"
+    return f"{first} to {last}"
+
+
+@cache
+def _say(notes: tuple[str, ...]) -> None:
+    """Say once which columns were found by themselves; processes of a run keep quiet."""
+    if notes and multiprocessing.parent_process() is None:
+        print("\n".join(f"tabular: {note}" for note in notes), file=sys.stderr)
+
+
+def _load(
+    *,
+    root: str | None,
+    interactions: str,
+    items: str | None,
+    users: str | None,
+    separator: str | None,
+    columns: Sequence[str] | None,
+    skip: int,
+    user: str | None,
+    item: str | None,
+    rating: str | None,
+    time: str | None,
+    time_format: str | None,
+    time_zone: str,
+    rating_scale: Sequence[float],
+    fit_ratings: bool,
+    signal: str | None,
+    threshold: float,
+    duplicates: str,
+    item_id: str | None,
+    title: str | None,
+    genres: str | None,
+    genre_separator: str,
+    text: str | None,
+    user_id: str | None,
+    groups: Sequence[str] | None,
+) -> tuple[Dataset, list[str]]:
+    """The whole data set, and what should be said of it."""
     scale = _scale(rating_scale)
+    checks.whole("dataset.skip", skip)
+    checks.one_of("dataset.duplicates", duplicates, DUPLICATES)
     path = _find(interactions, root)
-    table = _Table(path)
+    table = Table(path, separator, columns, skip)
+    notes = table.notes
+    if rating == "auto":
+        rating = table.named("rating", None, RATING, needed=False)
+    if time == "auto":
+        time = table.named("time", None, TIME, needed=False)
     raw = RawRatings(
         path=path,
         lines=table.lines,
         row_name=table.row_name,
-        users=table.ids(user),
-        items=table.ids(item),
-        ratings=table.ratings(rating),
-        times=table.times(time),
+        users=table.ids(str(table.named("user", user, USER))),
+        items=table.ids(str(table.named("item", item, ITEM))),
+        ratings=scale.round(table.numbers(rating)) if fit_ratings else table.ratings(rating),
+        times=table.times(time, form=time_format, zone=time_zone),
     )
+    if signal is not None:
+        kept = table.numbers(signal) >= threshold
+        raw = raw.take(kept)
+        notes.append(f"rows left out, {signal} below {threshold:g}: {(~kept).sum():,} of {len(kept):,}")
+        if not len(raw.users):
+            raise DataError(f"{path}: no row with {signal} of {threshold:g} or more; expected a lower threshold")
+    if duplicates != "error":
+        once = raw.without_repeats(duplicates, timed=time is not None)
+        notes.append(f"duplicate rows left out (duplicates={duplicates}): {len(raw.users) - len(once.users):,}")
+        raw = once
     raw.check_scale(scale)
     if items is None:
         catalog, source = numbered_items(raw.items), path.name
     else:
-        catalog = _catalog(_Table(_find(items, root)), item_id, title, genres, genre_separator, text)
+        described = Table(_find(items, root), separator)
+        columns_of_items = (
+            str(described.named("item_id", item_id, ("id", *ITEM))),
+            str(described.named("title", title, TITLE)),
+        )
+        catalog = _catalog(described, *columns_of_items, genres, genre_separator, text)
+        notes += described.notes
         source = Path(items).name
-    log, users = raw.renumber(catalog.item_ids, source)
+    log, ids = raw.renumber(catalog.item_ids, source)
+    n_known = catalog.n_items
     catalog, log = only_consumed(catalog, log)
+    if n_known > catalog.n_items:
+        notes.append(f"items without an interaction left out: {n_known - catalog.n_items:,}")
+    attributes = {}
+    if users is not None:
+        people = Table(_find(users, root), separator)
+        attributes = _attributes(people, str(people.named("user_id", user_id, ("id", *USER))), groups, ids)
+        notes += people.notes
     whole = Dataset(
-        name="tabular", catalog=catalog, interactions=log, user_ids=tuple(users.tolist()), rating_scale=scale
+        name="tabular",
+        catalog=catalog,
+        interactions=log,
+        user_ids=tuple(ids.tolist()),
+        rating_scale=scale,
+        user_attributes=attributes,
     )
-    return whole.reduced(n_users=n_users, n_items=n_items, seed=seed)
+    return whole, notes
 
 
 def _scale(values: Sequence[float]) -> RatingScale:
     if len(values) != 3 or not (values[0] < values[1] and values[2] > 0):
         raise ConfigError(f"rating_scale={list(values)}; expected lowest, highest and step, such as [1, 5, 1]")
     low, high, step = map(float, values)
+    steps = (high - low) / step
+    if abs(steps - round(steps)) > 1e-6 * max(1.0, steps):
+        raise ConfigError(f"rating_scale={list(values)}; expected a step that leads from the lowest to the highest")
+    if step < 4 * float(np.spacing(np.float32(max(abs(low), abs(high))))):
+        raise ConfigError(
+            f"rating_scale={list(values)}; expected a step that 32 bits can tell apart, such as a larger one"
+        )
     return RatingScale(low=low, high=high, step=step)
 
 
@@ -104,136 +272,41 @@ def _find(name: str, root: str | None) -> Path:
     raise DataError(f"tabular: {path} is no file; name it with dataset.interactions or dataset.items, and dataset.root")
 
 
-class _Table:
-    """A table whose columns are asked for by name and kind; errors name file and line (Parquet: row)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.frame = _read(path)
-        parquet = path.suffix.lower() == ".parquet"
-        self.row_name = "row" if parquet else "line"
-        self.lines: LongArray = np.arange(self.frame.height) + (1 if parquet else 2)
-        if self.frame.height == 0:
-            raise DataError(f"{path}: no rows; expected at least one")
-
-    def column(self, name: str) -> pl.Series:
-        if name not in self.frame.columns:
-            raise DataError(f"{self.path}: no column {name!r}; expected it among {', '.join(self.frame.columns)}")
-        return self.frame[name]
-
-    def ids(self, name: str) -> NDArray[np.str_]:
-        """Non-empty texts, (n,)."""
-        import polars as pl
-
-        column = self.column(name).cast(pl.String()).str.strip_chars()
-        self._refuse((column.is_null() | (column == "")).fill_null(True), f"no {name}; expected one in every row")
-        return np.asarray(column.to_list(), dtype=np.str_)
-
-    def texts(self, name: str | None) -> list[str]:
-        """Texts, empty where null, (n,); an empty list where no column is asked for."""
-        import polars as pl
-
-        return [] if name is None else [str(value) for value in self.column(name).cast(pl.String()).fill_null("")]
-
-    def ratings(self, name: str | None) -> FloatArray:
-        if name is None:
-            return np.full(self.frame.height, np.nan, np.float32)
-        return self._numbers(name, self.column(name)).astype(np.float32)
-
-    def times(self, name: str | None) -> LongArray:
-        """Integers in the order of time: whole numbers as they are, others and dates in millionths (of a second)."""
-        import polars as pl
-
-        if name is None:
-            return np.arange(self.frame.height)
-        column = self.column(name)
-        if column.dtype == pl.String():
-            column = column.str.strip_chars().replace("", None)
-        self._refuse(column.is_null(), f"no {name}; expected one in every row")
-        if column.dtype == pl.String() and column.str.contains(r"^\d{4}-\d\d").all():
-            moments = pl.Series([_microseconds(text) for text in column], dtype=pl.Int64())
-            return self._converted(name, column, moments, "an ISO time").to_numpy()
-        if column.dtype.is_temporal():
-            return column.cast(pl.Datetime("us")).dt.epoch("us").to_numpy()
-        numbers, whole = self._numbers(name, column), column.cast(pl.Int64(), strict=False)
-        if whole.null_count() == 0 and (numbers % 1 == 0).all():
-            return whole.to_numpy()
-        return np.rint(numbers * 1e6).astype(np.int64)
-
-    def _numbers(self, name: str, column: pl.Series) -> NDArray[np.float64]:
-        """Finite float64, NaN where blank."""
-        import polars as pl
-
-        if column.dtype == pl.String():
-            column = column.str.strip_chars().replace("", None)
-        numbers = self._converted(name, column, column.cast(pl.Float64(), strict=False), "a number")
-        self._refuse(~numbers.is_finite().fill_null(True), f"{name} is not finite; expected a number")
-        return numbers.fill_null(float("nan")).to_numpy()
-
-    def _converted(self, name: str, before: pl.Series, after: pl.Series, wanted: str) -> pl.Series:
-        lost = after.is_null() & before.is_not_null()
-        if lost.any():
-            row = int(lost.arg_max() or 0)
-            self._refuse(lost, f"{name} is {before[row]!r}; expected {wanted}")
-        return after
-
-    def _refuse(self, wrong: pl.Series, what: str) -> None:
-        if wrong.any():
-            raise DataError(f"{self.path}, {self.row_name} {self.lines[int(wrong.arg_max() or 0)]}: {what}")
+def _attributes(
+    table: Table, user_id: str, groups: Sequence[str] | None, ids: NDArray[np.str_]
+) -> dict[str, NDArray[Any]]:
+    """Columns of the table of users in the order of `ids`; ``unknown`` where a user or value is absent."""
+    found = table.ids(user_id)
+    _each_once(table, "user", found)
+    row_of = {user: row for row, user in enumerate(found)}
+    rows = np.array([row_of.get(user, -1) for user in ids])
+    if (rows < 0).any():
+        table.notes.append(f"{table.path.name}: {(rows < 0).sum():,} of {len(ids):,} users are not in it")
+    attributes: dict[str, NDArray[Any]] = {}
+    for name in [column for column in table.frame.columns if column != user_id] if groups is None else groups:
+        values = np.array([value.strip() or "unknown" for value in table.texts(name)] + ["unknown"])[rows]
+        if groups is not None or len(np.unique(values)) <= MOST_GROUPS:
+            attributes[name] = values
+        else:
+            table.notes.append(f"{table.path.name}: {name} has {len(np.unique(values)):,} values and is left out")
+    return attributes
 
 
-def _microseconds(text: str) -> int | None:
-    """Microseconds since 1970 of an ISO 8601 date or time (without a zone: UTC); None = not one."""
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1e6)
-
-
-def _read(path: Path) -> pl.DataFrame:
-    import polars as pl
-
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        try:
-            return pl.read_parquet(path)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"{path}: no readable Parquet file ({str(error).splitlines()[0]})") from None
-    if suffix not in (".csv", ".tsv"):
-        raise DataError(f"{path}: unknown kind of file {suffix!r}; expected .csv, .tsv or .parquet")
-    separator = "\t" if suffix == ".tsv" else ","
-    text = read_text(path, "utf-8")
-    _check_width(path, text, separator)
-    return pl.read_csv(text.encode(), separator=separator, infer_schema=False)
-
-
-def _check_width(path: Path, text: str, separator: str) -> None:
-    """Raise DataError at the first row that has not as many fields as the header."""
-    import csv
-
-    reader = csv.reader(text.splitlines(), delimiter=separator)
-    header = next(reader)
-    for fields in reader:
-        if len(fields) != len(header):
-            raise DataError(
-                f"{path}, line {reader.line_num}: {len(fields)} fields; expected {len(header)} as in the header"
-            )
-
-
-def _catalog(
-    table: _Table, item_id: str, title: str, genres: str | None, genre_separator: str, text: str | None
-) -> Catalog:
-    ids, titles = table.ids(item_id), table.texts(title)
+def _each_once(table: Table, what: str, ids: NDArray[np.str_]) -> None:
     _, first = np.unique(ids, return_index=True)
     if len(first) < len(ids):
         row = int(np.setdiff1d(np.arange(len(ids)), first)[0])
-        raise DataError(f"{table.path}, {table.row_name} {table.lines[row]}: item {ids[row]} again; expected each once")
+        raise DataError(f"{table.where(row)}: {what} {ids[row]} again; expected each once")
+
+
+def _catalog(
+    table: Table, item_id: str, title: str, genres: str | None, genre_separator: str, text: str | None
+) -> Catalog:
+    ids, titles = table.ids(item_id), table.texts(title)
+    _each_once(table, "item", ids)
     blank = next((row for row, words in enumerate(titles) if not words.strip()), None)
     if blank is not None:
-        where = f"{table.path}, {table.row_name} {table.lines[blank]}"
-        raise DataError(f"{where}: item {ids[blank]} has no title; every item needs one")
+        raise DataError(f"{table.where(blank)}: item {ids[blank]} has no title; every item needs one")
     lists = [[g.strip() for g in words.split(genre_separator) if g.strip()] for words in table.texts(genres)]
     names = sorted({name for row in lists for name in row})
     column = {name: g for g, name in enumerate(names)}
