@@ -65,7 +65,7 @@ def test_p5_imports_without_hydra_gymnasium_and_mesa() -> None:
 MANY = {  # constructors whose parameters are still options one by one
     "agents/choice/model.py": 23,
     "agents/llm/user.py": 16,
-    "simenv/datasets/tabular.py": 16,
+    "simenv/datasets/tabular.py": 28,
     "simenv/envs/platform_env.py": 19,
     "simenv/envs/slate.py": 13,
     "simenv/envs/vector.py": 15,
