@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from recommenders.evaluation.lists import attacker_auc, midrank_percentile
+from recommenders.evaluation.lists import attacker_auc
 from recommenders.evaluation.offline import bootstrap_interval, rank_metrics, ranks, seen_mask
 from recommenders.p5.prompted import P5
 from recommenders.popularity import Popularity
 from simenv import datasets
 from simenv.candidates import Candidates
 from simenv.datasets.splits import leave_one_out
+from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key
 from simenv.records import nested
 

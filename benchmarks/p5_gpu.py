@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from recommenders.base import Recommender
-from recommenders.evaluation.lists import midrank_percentile, popularity_by_history, popularity_by_rank
+from recommenders.evaluation.lists import popularity_by_history, popularity_by_rank
 from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.neighbours import SeqKNN
 from recommenders.neural.sequential import BERT4Rec, SASRec
@@ -36,6 +36,7 @@ from recommenders.popularity import Popularity
 from simenv import datasets
 from simenv.datasets.base import Dataset
 from simenv.datasets.splits import Split, leave_one_out
+from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key
 from simenv.records import nested
 from simenv.training.histories import Histories

@@ -16,7 +16,8 @@ from recommenders.base import Recommender, check_options
 from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray
 from simenv.errors import ConfigError, MissingExtraError, RecommenderError
-from simenv.metrics.profile import genre_counts, genre_shares, observable_profile
+from simenv.metrics.profile import genre_shares, observable_profile
+from simenv.metrics.reference import genre_counts
 from simenv.numeric import places
 from simenv.randomness import Key
 from simenv.slates import SeesDataset, SeesTruth
@@ -138,7 +139,9 @@ class PolicyRecommender(Recommender):
     def _fit(self, log: Interactions, key: Key) -> None:
         if self._dataset is None:
             raise RecommenderError(f"{self.name}: fit before bind_dataset; the policy sees the items' genres")
-        self._shares = genre_shares(genre_counts(log, self._dataset.catalog.genres))
+        self._shares = genre_shares(
+            genre_counts(log.users, log.items, self._dataset.catalog.genres, log.n_users).astype(np.float32)
+        )
         order = np.argsort(log.users, kind="stable")
         self._items, self._ratings = log.items[order], log.ratings[order]
         self._ends = np.cumsum(log.user_counts())

@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def midrank_percentile(counts: NDArray[Any]) -> FloatArray:
-    """Mid-rank percentile in [0, 1] of each item by its number of interactions, (n_items,)."""
-    _, inverse, ties = np.unique(counts, return_inverse=True, return_counts=True)
-    below = np.cumsum(ties) - ties
-    return np.asarray(((below + 0.5 * ties) / len(counts))[inverse], np.float32)
-
-
 def popularity_by_rank(slates: IntArray, percentile: FloatArray) -> FloatArray:
     """Mean popularity percentile at each rank, (K,); empty places (-1) are left out, NaN where all are."""
     shown = slates >= 0

@@ -259,11 +259,12 @@ def _recommend(options: argparse.Namespace) -> None:
 def _diagnose(options: argparse.Namespace) -> None:
     import polars as pl
 
-    from recommenders.evaluation.lists import list_events, midrank_percentile, popularity_row
+    from recommenders.evaluation.lists import list_events, popularity_row
     from recommenders.evaluation.offline import rank_metrics, ranks, seen_mask
     from simenv.candidates import Candidates
     from simenv.datasets.splits import leave_one_out
     from simenv.figures import plot_lift_against_history, plot_popularity_by_rank
+    from simenv.metrics.reference import midrank_percentile
     from simenv.randomness import Key
     from simenv.registration import make as make_recommender
 

@@ -29,7 +29,7 @@ AGAINST = {
     "oracle": "Compared with the oracle",
 }
 EFFECTS: tuple[Verdict, ...] = ("raised", "lowered")
-REST: dict[Verdict, str] = {"negligible": "{} moved by less than counts", "unclear": "whether {} moved is unclear"}
+REST: dict[Verdict, str] = {"negligible": "{} changed too little to count", "unclear": "whether {} changed is unclear"}
 SIZED = 3  # arms whose sizes a sentence gives
 SIDES = 2  # metrics beside the headline that a sentence is made about
 
@@ -47,6 +47,13 @@ class Column:
     def label(self) -> str:
         """The words of its head."""
         return metric_label(self.metric)
+
+    @property
+    def gap(self) -> str:
+        """Which groups it compares, in short: `taste minority − majority`."""
+        one, _, versus = self.groups.partition(" - ")
+        attribute, _, level = versus.partition("=")
+        return f"{_group(one)} − {level if one.startswith(f'{attribute}=') else _group(versus)}" if self.groups else ""
 
 
 def grid(claims: Sequence[JudgedClaim]) -> tuple[list[Column], dict[str, list[JudgedClaim | None]]]:
@@ -91,8 +98,10 @@ def answer(claims: Sequence[JudgedClaim], metrics: pl.DataFrame | None, *, n_see
     whole = [i for i, column in enumerate(columns) if not column.groups]
     first = next((i for i in whole if columns[i].metric == headline), whole[0] if whole else 0)
     found = [_about(columns[first], [row[first] for row in rows.values()], metrics)]
-    sides = [i for i in whole if i != first and _kind(rows, i) == "users"]
-    sides = sides or [i for i in whole if i != first]
+    others = [i for i in whole if i != first]
+    sides = [i for i in others if _kind(rows, i) == "users"] or others
+    effects = {i: sum(cell.verdict in EFFECTS for row in rows.values() if (cell := row[i])) for i in sides}
+    sides.sort(key=lambda i: (-effects[i], columns[i].metric != "true_utility"))
     found += [_about(columns[i], [row[i] for row in rows.values()], metrics) for i in sides[: SIDES - 1]]
     if any(column.groups for column in columns):
         found.append(_for_whom(columns, rows))
@@ -153,7 +162,9 @@ def _sure(claims: Sequence[JudgedClaim], n_seeds: int) -> str:
     decided, flips = sum(claim.verdict != "unclear" for claim in claims), sum(claim.flips for claim in claims)
     seeds = f"{n_seeds} seeds decide" if n_seeds else "Decided are"
     turned = f"; {flips} of them turn round under other conditions" if flips else ""
-    return f"{seeds} {decided} of {len(claims)} claims{turned}."
+    return (
+        f"{seeds} {decided} of {len(claims)} claims (95 % intervals, tests adjusted for all claims together){turned}."
+    )
 
 
 # -- words --------------------------------------------------------------------------------------------------------

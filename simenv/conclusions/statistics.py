@@ -7,10 +7,8 @@ The module does not know what an arm, a metric or a verdict is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -239,47 +237,6 @@ def variance_split(values: ArrayLike, world: ArrayLike, model: ArrayLike) -> Var
     else:
         world_part = nan
     return VarianceSplit(world=_not_negative(world_part), model=_not_negative(model_part), luck=luck)
-
-
-def paired_bootstrap(
-    first: ArrayLike,
-    second: ArrayLike,
-    *,
-    statistic: Callable[..., Any] = np.mean,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """BCa bootstrap interval (Efron 1987) of a statistic of paired differences first - second.
-
-    For many exchangeable units, such as the users of a leaderboard; over a handful of seeds use `paired_t`.
-
-    Args:
-        first: (n,) finite.
-        second: (n,) finite, unit by unit.
-        statistic: vectorised over `axis`, as `np.mean`.
-        confidence: coverage in (0, 1).
-        resamples: bootstrap samples.
-        seed: of the resampling.
-    """
-    a, b = _sample(first), _sample(second)
-    if len(a) != len(b):
-        raise DataError(f"paired_bootstrap: {len(a)} against {len(b)} values; expected pairs")
-    x = a - b
-    estimate = float(statistic(x, axis=0))
-    if len(x) < 2:
-        return Interval(estimate=estimate, low=np.nan, high=np.nan, n=len(x))
-    if np.ptp(x) == 0:
-        return Interval(estimate=estimate, low=estimate, high=estimate, n=len(x))
-    result = stats.bootstrap(
-        (x,),
-        statistic,
-        n_resamples=resamples,
-        batch=max(1, 4_000_000 // len(x)),
-        confidence_level=confidence,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(estimate=estimate, low=float(result.low), high=float(result.high), n=len(x))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,14 @@
-"""Comparisons on top of the metrics: between profile and recommendation, groups, arms, seeds and ranks.
+"""Comparisons on top of the metrics, for notebooks: profile against recommendation, one list against another.
 
-Pure functions over arrays. Popularity is whatever frozen value per item the caller passes (a share, a percentile, a
-log). The module knows neither events nor run directories. Formulas and pitfalls: docs/metrics.md.
+Pure functions over arrays (`examples/notebook_bias.py` uses them). Popularity is whatever frozen value per item the
+caller passes (a share, a percentile, a log). The module knows neither events nor run directories. Formulas and
+pitfalls: docs/metrics.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -66,11 +67,6 @@ def lift_slope(lift: NDArray[Any], history: NDArray[Any]) -> float:
     x -= x.mean() if len(x) else 0.0
     spread = float(x @ x)
     return float(x @ y) / spread if spread > 0 else math.nan
-
-
-def popularity_by_rank(popularity: NDArray[Any], items: NDArray[Any], ranks: NDArray[Any], k: int) -> DoubleArray:
-    """Mean popularity of what was shown at each rank, (k,), rank 0 first; NaN where nothing was; ranks < k."""
-    return user_means(popularity[items], ranks, k)
 
 
 def one_step_identity(popularity: NDArray[Any], before: NDArray[Any], accepted: NDArray[Any]) -> tuple[float, float]:
@@ -138,34 +134,7 @@ def popularity_deviation(
     return _mean_known(np.array([_mean_known(divergence[group]) for group in groups]))
 
 
-def exposure(items: NDArray[Any], ranks: NDArray[Any], n_items: int) -> DoubleArray:
-    """Position-discounted exposure of each item, sum of 1 / log2(rank + 2) with rank 0 on top, (n_items,)."""
-    discount = 1 / np.log2(np.asarray(ranks, dtype=np.float64) + 2)
-    return np.asarray(np.bincount(items, weights=discount, minlength=n_items), dtype=np.float64)
-
-
-# --- between arms, seeds and groups ----------------------------------------------------------------------------------
-
-
-def homogenisation(jaccards: NDArray[Any], control: NDArray[Any]) -> float:
-    """Mean difference of two `measures.pair_jaccards` over the same pairs, where both are known; > 0 = more alike."""
-    return _mean_known(np.asarray(jaccards) - np.asarray(control))
-
-
-def unpredictability(shares: NDArray[Any]) -> float:
-    """Mean over items and seed pairs of |share^a - share^b|, for `shares` (n_seeds, n_items); NaN below two seeds.
-
-    Salganik, Dodds and Watts 2006, "Experimental study of inequality and unpredictability in an artificial cultural
-    market": the world is fixed and only luck differs.
-    """
-    pairs = list(combinations(range(len(shares)), 2))
-    return float(np.mean([np.mean(np.abs(shares[a] - shares[b])) for a, b in pairs])) if pairs else math.nan
-
-
-def group_gap(values: Mapping[str, float]) -> float:
-    """Largest - smallest value over groups whose value is known; NaN below two of them."""
-    known = [value for value in values.values() if math.isfinite(value)]
-    return max(known) - min(known) if len(known) > 1 else math.nan
+# --- between lists ----------------------------------------------------------------------------------
 
 
 def snsr(similarities: ArrayLike) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from simenv.datasets.base import BoolArray, FloatArray, Interactions, RatingScale
-from simenv.metrics.reference import genre_weights, midrank_percentile
+from simenv.metrics.reference import genre_counts, midrank_percentile
 
 N_FIGURES = 3
 
@@ -25,7 +25,7 @@ def observable_profile(log: Interactions, genres: BoolArray, scale: RatingScale)
         scale: of the ratings.
     """
     activity = midrank_percentile(log.user_counts())
-    shares = genre_shares(genre_counts(log, genres))
+    shares = genre_shares(genre_counts(log.users, log.items, genres, log.n_users).astype(np.float32))
     entropy = -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(axis=1)
     rated = ~np.isnan(log.ratings)
     overall = float(log.ratings[rated].mean()) if rated.any() else (scale.low + scale.high) / 2
@@ -34,13 +34,6 @@ def observable_profile(log: Interactions, genres: BoolArray, scale: RatingScale)
     span = max(scale.high - scale.low, scale.step)
     figures = [activity, entropy / np.log(max(genres.shape[1], 2)), (means - scale.low) / span]
     return np.clip(np.stack(figures, axis=1), 0.0, 1.0).astype(np.float32)
-
-
-def genre_counts(log: Interactions, genres: BoolArray) -> FloatArray:
-    """Interactions by genre, (n_users, n_genres), each spread evenly over its item's genres."""
-    weights = genre_weights(genres)
-    columns = [np.bincount(log.users, weights=column[log.items], minlength=log.n_users) for column in weights.T]
-    return np.stack(columns, axis=1).astype(np.float32) if columns else np.zeros((log.n_users, 0), np.float32)
 
 
 def genre_shares(counts: FloatArray) -> FloatArray:

@@ -18,11 +18,13 @@ from typing import Any
 
 import jinja2
 
+from simenv.conclusions.answer import answer, grid
 from simenv.conclusions.judged import VERDICTS
-from simenv.conclusions.words import undecidable
+from simenv.conclusions.words import trim, undecidable
 from simenv.errors import RunDirectoryError, SimenvError
 from simenv.figures import plot_runs
 from simenv.figures.style import png_bytes, same_styles, sort_arms
+from simenv.report import texts as texts_of
 from simenv.report import views
 from simenv.report.figures import SPECS, Drawn, draw_figures
 from simenv.report.run_data import RunData, read_run
@@ -34,11 +36,13 @@ COMPARED_METRICS = {
     "jaccard": "Overlap between users",
 }
 OWN_SECTIONS = ("question", "command", "gates", "llm")  # of the run card, shown outside its table
-FOLD_FROM = 12  # claims; with more, those neither raised, lowered nor flipping are folded away
+LEADS = ("amplification", "popularity")  # figures that may stand on the first screen, where an experiment drew none
 
 
 def build(folder: Path | str) -> Path:
     """Draw the figures of a run directory and write its report; returns the path of `report.html`.
+
+    Beside the page lie `report.md`, `report.json` and, where there are claims, `claims.tex`.
 
     Raises:
         RunDirectoryError: if `folder` is not a run directory, or a file in it is damaged or cannot be written.
@@ -48,7 +52,15 @@ def build(folder: Path | str) -> Path:
     page = run.folder / "report.html"
     images: dict[Path, bytes | None] = {run.folder / "figures" / f"{spec.name}.png": None for spec in SPECS}
     images |= {run.folder / "figures" / f"{d.spec.name}.png": d.png for d in drawn}
-    _write(images, page, _render("report.html.j2", _report_page(run, drawn)))
+    shown = _report_page(run, drawn)
+    names = [path.stem for path, png in images.items() if png is not None]
+    texts: dict[Path, str | None] = {
+        page: _render("report.html.j2", shown),
+        run.folder / "report.md": texts_of.markdown(shown, names),
+        run.folder / "report.json": texts_of.as_json(shown, names),
+        run.folder / "claims.tex": texts_of.latex(run.claims) if run.claims else None,
+    }
+    _write(images | {path: None if text is None else text.encode() for path, text in texts.items()})
     return page
 
 
@@ -64,7 +76,7 @@ def compare(folders: Sequence[Path | str], out: Path | str | None = None) -> Pat
     """
     runs = dict(zip(_distinct_names(folders), [read_run(folder) for folder in folders], strict=True))
     page = Path(out) if out is not None else Path(folders[0]) / "compare.html"
-    _write({}, page, _render("compare.html.j2", _compare_page(runs)))
+    _write({page: _render("compare.html.j2", _compare_page(runs)).encode()})
     return page
 
 
@@ -97,6 +109,12 @@ def _report_page(run: RunData, drawn: Sequence[Drawn]) -> dict[str, Any]:
     """Everything the template of one run shows."""
     card = run.card
     claims = run.claims or []
+    columns, rows = grid(claims)
+    own = _own_figures(run)
+    figures = {d.spec.name: _shown(d) for d in drawn if d.png is not None}
+    first = next((figures.pop(name) for name in LEADS if name in figures), None)
+    lead = own.pop(0) if own else first
+    rest = [*own, *([first] if first is not None and lead is not first else []), *figures.values()]
     return {
         "title": card.get("question") or f"Run {run.name}",
         "run": run.name,
@@ -107,19 +125,21 @@ def _report_page(run: RunData, drawn: Sequence[Drawn]) -> dict[str, Any]:
         "evaluated": run.claims is not None,
         "primary": [claim for claim in claims if claim.primary],
         "kinds": views.by_kind([claim for claim in claims if not claim.primary]),
-        "fold": len(claims) > FOLD_FROM,
         "counts": {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
         "regime_flips": sum(claim.regime_status == "flips" for claim in claims),
         "user_model_flips": sum(claim.user_model_status == "flips" for claim in claims),
         "elsewhere": views.elsewhere(claims, run),
-        "warning": None if run.claims is None else undecidable(run.n_seeds) if run.metrics is not None else None,
+        "warning": undecidable(run.n_seeds) if run.claims and run.metrics is not None else None,
+        "answer": answer(claims, run.metrics, n_seeds=run.n_seeds),
+        "grid": {"columns": columns, "rows": rows},
+        "anchors": {claim.name: f"claim-{place}" for place, claim in enumerate(claims)},
+        "marks": texts_of.MARKS,
+        "lead": lead,
+        "flips": sum(claim.flips for claim in claims),
         "claims": claims,
         "regimes": list(run.regimes),
         "user_models": list(run.user_models),
-        "figures": [
-            *_own_figures(run),
-            *(views.figure_view(d.spec.title, d.spec.caption, d.spec.alt, d.png) for d in drawn if d.png is not None),
-        ],
+        "figures": rest,
         "not_drawn": []
         if run.metrics is None
         else [{"title": d.spec.title, "reason": d.reason} for d in drawn if d.png is None],
@@ -134,6 +154,11 @@ def _report_page(run: RunData, drawn: Sequence[Drawn]) -> dict[str, Any]:
         "config": run.config,
         "links": views.links(run),
     }
+
+
+def _shown(drawn: Drawn) -> dict[str, str]:
+    assert drawn.png is not None
+    return views.figure_view(drawn.spec.title, drawn.spec.caption, drawn.spec.alt, drawn.png)
 
 
 def _own_figures(run: RunData) -> list[dict[str, str]]:
@@ -202,21 +227,23 @@ def _render(template: str, page: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = views.number
+    environment.filters["signed"] = views.signed
+    environment.filters["trim_number"] = trim
     return environment.get_template(template).render(page)
 
 
-def _write(images: Mapping[Path, bytes | None], page: Path, html: str) -> None:
-    """Write page and images; an image of None is removed, lest one stay from an earlier state of the run."""
+def _write(files: Mapping[Path, bytes | None]) -> None:
+    """Write files; one of None is removed, lest it stay from an earlier state of the run."""
+    path = Path()
     try:
-        for path, png in images.items():
+        for path, data in files.items():
             path.parent.mkdir(exist_ok=True)
-            if png is None:
+            if data is None:
                 path.unlink(missing_ok=True)
             else:
-                path.write_bytes(png)
-        page.write_text(html, encoding="utf-8", newline="\n")
+                path.write_bytes(data)
     except OSError as error:
-        raise RunDirectoryError(f"{error.filename or page}: cannot be written ({error.strerror})") from error
+        raise RunDirectoryError(f"{error.filename or path}: cannot be written ({error.strerror})") from error
 
 
 def _distinct_names(folders: Sequence[Path | str]) -> list[str]:

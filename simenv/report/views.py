@@ -133,6 +133,14 @@ def number(value: object) -> str:
     return f"{value:.4g}" if abs(value) >= 1 or value == 0 else f"{value:.2e}" if abs(value) < 5e-4 else f"{value:.4f}"
 
 
+def signed(value: float | None) -> str:
+    """An effect in a cell: its sign, three decimals, no leading zero."""
+    if value is None:
+        return "–"
+    text = f"{abs(value):.3f}".removeprefix("0")
+    return text if float(text) == 0 else f"{'+' if value > 0 else '−'}{text}"
+
+
 def command(card: Mapping[str, Any]) -> str | None:
     """The command of the run, as one line for a shell."""
     given = card.get("command")
@@ -162,7 +170,8 @@ def links(run: RunData) -> list[dict[str, str]]:
         found.append({"href": "events/", "text": f"events/ ({len(run.event_files)} Parquet files)"})
     folders = [f"regimes/{name}/" for name in run.regimes] + [f"user_models/{name}/" for name in run.user_models]
     found += [{"href": name, "text": name} for name in folders]
-    return [*found, {"href": "figures/", "text": "figures/"}]
+    told = ["report.md", "report.json", *(["claims.tex"] if run.claims else [])]  # written with the page
+    return [*found, {"href": "figures/", "text": "figures/"}, *({"href": name, "text": name} for name in told)]
 
 
 def run_view(name: str, run: RunData) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import pytest
 from recommenders.evaluation.lists import (
     attacker_auc,
     list_events,
-    midrank_percentile,
     popularity_by_history,
     popularity_by_rank,
     popularity_row,
@@ -15,10 +14,6 @@ from recommenders.p5.generative import P5Fast
 from recommenders.testing import KEY, small_log
 from simenv.errors import DataError
 from tests.recommenders.flat import flat
-
-
-def test_percentiles_share_ties():
-    np.testing.assert_allclose(midrank_percentile(np.array([5, 1, 1, 9])), [0.625, 0.25, 0.25, 0.875])
 
 
 def test_popularity_by_rank_leaves_out_empty_places():

@@ -50,6 +50,7 @@ def test_each_metric_stands_against_its_most_telling_control_and_groups_come_las
         ("true_utility", "frozen", ""),
         ("arp_pct", "organic", "taste=b - taste=a"),
     ]
+    assert columns[2].gap == "taste b − a"
     assert list(rows) == ["als", "bpr", "mf"]
     assert rows["als"] == [CLAIMS[1], CLAIMS[4], CLAIMS[5]]
     assert rows["mf"] == [CLAIMS[3], None, None]
@@ -60,10 +61,10 @@ def test_the_answer_tells_what_happened_for_whom_and_how_sure() -> None:
     assert told == [
         "Compared with learning from what users choose unaided, the popularity percentile was raised for ALS (93rd "
         "percentile instead of the 88th) and lowered for BPR (41st percentile instead of the 43rd); for MF whether it "
-        "moved is unclear.",
-        "Compared with never learning anew, for ALS the utility of what was shown moved by less than counts.",
+        "changed is unclear.",
+        "Compared with never learning anew, for ALS the utility of what was shown changed too little to count.",
         "Groups differ in what was added to the popularity percentile: taste b more than taste a under ALS (by .030).",
-        "8 seeds decide 5 of 6 claims.",
+        "8 seeds decide 5 of 6 claims (95 % intervals, tests adjusted for all claims together).",
     ]
 
 
@@ -78,5 +79,8 @@ def test_claims_about_no_metric_are_told_as_they_stand() -> None:
         name="verdict: valid", sentence="It is valid.", test="supported", verdict="unclear", primary=True
     )
     assert grid([about]) == ([], {})
-    assert answer([about], None, n_seeds=0) == ["It is valid.", "Decided are 0 of 1 claims."]
+    assert answer([about], None, n_seeds=0) == [
+        "It is valid.",
+        "Decided are 0 of 1 claims (95 % intervals, tests adjusted for all claims together).",
+    ]
     assert answer([], None, n_seeds=8) == []

@@ -12,7 +12,6 @@ from scipy import stats
 from simenv.conclusions.statistics import (
     max_t_p,
     minimum_detectable_effect,
-    paired_bootstrap,
     paired_t,
     rank_stability,
     sign_flip_p,
@@ -259,21 +258,6 @@ def test_variance_split_says_what_the_design_cannot_tell() -> None:
     assert variance_split(values, world * 10 + 100, world * 3 + model) == relabelled
     with pytest.raises(DataError, match="equal lengths"):
         variance_split(values, world[:-1], model)
-
-
-def test_paired_bootstrap_covers_and_pairs() -> None:
-    rng = np.random.default_rng(16)
-    user = rng.normal(0.0, 5.0, 400)
-    first, second = user + rng.normal(0.3, 1.0, 400), user + rng.normal(0.0, 1.0, 400)
-    interval = paired_bootstrap(first, second, resamples=2000)
-    t = paired_t(first - second)
-    assert interval.estimate == pytest.approx(t.estimate)
-    assert (interval.low, interval.high) == pytest.approx((t.low, t.high), abs=0.03)
-    assert paired_bootstrap(first, second, resamples=200) == paired_bootstrap(first, second, resamples=200)
-    same = paired_bootstrap([1.0, 2.0], [0.0, 1.0])
-    assert (same.low, same.estimate, same.high) == (1.0, 1.0, 1.0)
-    with pytest.raises(DataError, match="expected pairs"):
-        paired_bootstrap([1.0, 2.0], [1.0])
 
 
 def test_rank_stability_is_the_mean_of_scipys_tau() -> None:

@@ -1,6 +1,8 @@
 """Comparisons between profile and recommendation, groups, arms and seeds, by hand and against scipy."""
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,22 +14,17 @@ from scipy.spatial.distance import jensenshannon
 from simenv.metrics.comparisons import (
     bin_shares,
     delta_gap,
-    exposure,
     gap,
-    group_gap,
-    homogenisation,
     js_divergence,
     lift_slope,
     list_jaccard,
     lorenz,
     one_step_identity,
-    popularity_by_rank,
     popularity_deviation,
     popularity_lift,
     prag,
     snsr,
     snsv,
-    unpredictability,
     user_means,
 )
 from simenv.metrics.formulas import gini
@@ -63,11 +60,6 @@ def test_lift_slope_recovers_a_line_and_leaves_out_the_unknown():
     assert lift_slope(lift, history) == pytest.approx(-0.3)
     assert math.isnan(lift_slope(lift, np.full(5, 7)))
     assert math.isnan(lift_slope(lift, np.zeros(5, np.int64)))
-
-
-def test_popularity_by_rank():
-    items, ranks = np.array([0, 1, 2, 2]), np.array([0, 1, 0, 1])
-    np.testing.assert_allclose(popularity_by_rank(POPULARITY, items, ranks, 3), [0.35, 0.25, np.nan])
 
 
 def test_one_step_identity_by_hand():
@@ -130,29 +122,6 @@ def test_popularity_deviation_weighs_groups_not_users():
     assert popularity_deviation(profile, shown, groups) == pytest.approx(math.log(2) / 2)
 
 
-def test_exposure_discounts_lower_ranks():
-    # 1 / log2(2) = 1 at the top, 1 / log2(4) = 1/2 at the third place.
-    np.testing.assert_allclose(exposure(np.array([0, 1, 0]), np.array([0, 2, 2]), 3), [1.5, 0.5, 0])
-
-
-def test_homogenisation_uses_the_pairs_known_in_both():
-    assert homogenisation(np.array([0.5, np.nan, 0.4]), np.array([0.2, 0.9, np.nan])) == pytest.approx(0.3)
-    assert math.isnan(homogenisation(np.array([np.nan]), np.array([0.1])))
-
-
-def test_unpredictability_by_hand():
-    # Pairs: (|.4| + |-.4|) / 2 = .4; 0 between seeds 0 and 2; .4 again. Mean .8 / 3.
-    shares = np.array([[0.7, 0.3], [0.3, 0.7], [0.7, 0.3]])
-    assert unpredictability(shares) == pytest.approx(0.8 / 3)
-    assert unpredictability(shares[[0, 2]]) == 0
-    assert math.isnan(unpredictability(shares[:1]))
-
-
-def test_group_gap():
-    assert group_gap({"gender=F": 0.3, "gender=M": 0.5, "gender=X": math.nan}) == pytest.approx(0.2)
-    assert math.isnan(group_gap({"gender=F": 0.3, "gender=M": math.nan}))
-
-
 def test_fairllm_spread():
     assert snsr([0.2, 0.6, 0.4]) == pytest.approx(0.4)
     assert snsv([0.2, 0.6, 0.4]) == pytest.approx(math.sqrt(0.08 / 3))
@@ -185,3 +154,12 @@ def test_similarities_lie_between_zero_and_one(seed):
 
 def test_user_means_of_absent_users_are_unknown():
     np.testing.assert_allclose(user_means(np.array([1.0, 3.0]), np.array([2, 2]), 4), [np.nan, np.nan, 2, np.nan])
+
+
+def test_the_notebook_example_finds_who_is_pushed_to_the_popular():
+    example = runpy.run_path(str(Path(__file__).resolve().parents[3] / "examples" / "notebook_bias.py"))
+    found = example["main"](n_users=60, n_items=80, rounds=2)
+    lift = {arm: figures["lift (mean over users)"] for arm, figures in found.items()}
+    assert set(lift) == {"popularity", "itemknn", "random"}
+    assert lift["popularity"] > 0 > lift["random"]
+    assert found["popularity"]["deviation of bins (UPD)"] > 0

@@ -82,14 +82,47 @@ def test_every_claim_is_on_the_page_with_its_verdict(reported_run):
         assert chips >= sum(claim["verdict"] == verdict for claim in claims)
 
 
-def test_the_primary_claim_comes_first_and_claims_before_figures(reported_run):
+def test_the_first_screen_answers_and_each_cell_leads_to_its_evidence(reported_run):
+    page = page_of(reported_run)
+    text = page.text
+    claims = read_claims(reported_run)
+    told = json.loads((reported_run / "report.json").read_text())
+    assert 2 <= len(told["answer"]) <= 4
+    places = [text.index(sentence) for sentence in told["answer"]]
+    assert max(places) < text.index("Lines are means over 3 seeds") < text.index("All claims", places[-1])
+    cells = [dict(at) for tag, at in page.attributes if tag == "a" and at.get("href", "").startswith("#claim-")]
+    shown = {claim.sentence: claim for claim in claims}
+    ids = [at["id"] for _, at in page.attributes if "id" in at]
+    assert len(cells) == len({claim.metric for claim in claims})  # one arm, one column a metric
+    for cell in cells:
+        assert ids.count(cell["href"][1:]) == 1
+        assert int(cell["href"].split("-")[1]) == claims.index(shown[cell["title"]])
+
+
+def test_the_primary_claim_stands_before_the_other_claims(reported_run):
     text = page_of(reported_run).text
     claims = json.loads((reported_run / "claims.json").read_text())
     places = {claim["name"]: text.index(claim["sentence"]) for claim in claims}
     primary = next(claim["name"] for claim in claims if claim["primary"])
     assert places[primary] == min(places.values())
-    assert max(places.values()) < text.index("Lines are means over 3 seeds")
     assert text.index("★ primary") < places[primary]
+
+
+def test_markdown_json_and_latex_say_what_the_page_says(reported_run):
+    claims = read_claims(reported_run)
+    markdown = (reported_run / "report.md").read_text()
+    told = json.loads((reported_run / "report.json").read_text())
+    latex = (reported_run / "claims.tex").read_text()
+    for sentence in told["answer"]:
+        assert sentence in markdown
+    assert all(claim.sentence in markdown for claim in claims)
+    assert told["claims"] == [claim.to_json() for claim in claims]
+    pictures = re.findall(r"!\[\w+\]\((.*?)\)", markdown)
+    assert pictures == told["figures"]
+    assert all((reported_run / picture).is_file() for picture in pictures)
+    assert latex.count(r" \\") == len(claims) + 1
+    assert r"arp\_pct & als & als/organic" in latex
+    assert all(line.count(" & ") == 6 for line in latex.splitlines() if " & " in line)
 
 
 def test_a_flip_between_regimes_is_marked_once_and_lost_power_is_none(reported_run):
@@ -282,7 +315,7 @@ def test_damage_is_one_line_and_exit_2(copy, damage, message, capsys):
 def test_a_page_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "report.html").mkdir()
     with pytest.raises(RunDirectoryError, match=r"report\.html: cannot be written"):
-        report._write({}, tmp_path / "report.html", "text")
+        report._write({tmp_path / "report.html": b"text"})
 
 
 def test_command_line_writes_the_page_and_prints_its_path(copy):
