@@ -105,7 +105,7 @@ def test_a_finished_run_is_left_alone(folder: Path) -> None:
     ("override", "words"),
     [
         ("+margins.ctrr=0.1", "margins.ctrr: no such metric"),
-        ("alpha=2", "alpha=2: expected a number"),
+        ("alpha=2", "alpha=2: expected a share in (0, 1)"),
         ("robustness_seeds=-1", "robustness_seeds=-1"),
         ("variance_worlds=1.5", "variance_worlds=1.5"),
         ("user_models=[psychic]", "tastes=psychic: unknown"),

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from simenv.records import nested, parameters, place_of
+from simenv.checks import parameters, place_of
+from simenv.records import nested
 
 NAMES = {"index": "index.name", "index_options": "index.options", "decoding": "decoding.kind"}
 
