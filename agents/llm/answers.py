@@ -52,7 +52,7 @@ def parse_page(text: str, ids: Sequence[str]) -> PageScores:
     Reasoning in ``<think>`` tags and code fences around the answer are no part of it. The first rung takes JSON that
     keeps the schema; the second mends what can be mended without inventing anything: prose around the object,
     trailing commas, single quotes, bare keys, missing closing brackets, a list of items instead of a mapping, numbers
-    as strings, ids in lower case, further ids beside the ones asked for.
+    as strings, interest as fractions of one, ids in lower case, further ids beside the ones asked for.
 
     Raises:
         ParseError: where a score is missing, given twice, no number or out of range.
@@ -95,8 +95,14 @@ def _page(answer: Any, ids: Sequence[str], *, repaired: bool) -> PageScores:
     for name in ids:
         if not isinstance(items[name], dict):
             raise ParseError("no_scores", f"item {name} is no object")
+    interests = [items[name].get("interest") for name in ids]
+    as_shares = all(isinstance(x, int | float) and 0 <= x <= 1 for x in interests) and any(x % 1 for x in interests)
+    if len(ids) > 1 and as_shares:
+        if not repaired:
+            raise ParseError("out_of_range", "interest on 0-1; expected 0-100")
+        interests = [100 * x for x in interests]
     return PageScores(
-        interest=_scores([items[name].get("interest") for name in ids], INTEREST, "interest", repaired),
+        interest=_scores(interests, INTEREST, "interest", repaired),
         rating=_scores([items[name].get("rating") for name in ids], RATING, "rating", repaired),
         satisfaction=float(_scores([answer.get("satisfaction")], SATISFACTION, "satisfaction", repaired)[0]),
         repaired=repaired,

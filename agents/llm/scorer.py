@@ -210,7 +210,7 @@ class PageScorer:
         messages = first.messages
         if reason == "context_overflow":
             messages = self.page_prompt.page(user, items, ids, brief=True)
-        elif text.strip():
+        elif text.strip() and reason != "cut_off":
             retry = self.page_prompt.prompts.render("retry", reason=reason.replace("_", " "), ids=ids)
             messages = (*messages, Message("assistant", text.strip()[:2000]), Message("user", retry))
         return replace(first, messages=messages, attempt=1)

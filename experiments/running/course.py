@@ -41,6 +41,7 @@ from simenv.candidates import Candidates
 from simenv.conclusions.judged import JudgedClaim
 from simenv.conclusions.words import undecidable
 from simenv.errors import ConfigError
+from simenv.language_models.wire.secrets import redacted
 from simenv.platform import TWIN_PAGES
 from simenv.randomness import Key
 from simenv.slates import SeesDataset, SeesTruth, asks_model
@@ -129,7 +130,7 @@ class Run:
     ) -> None:
         self.directory, self.path = directory, directory.path
         self.workers, self.checkpoint_every, self.progress = workers, checkpoint_every, progress
-        self._card: dict[str, Any] = {"question": question, "command": command}
+        self._card: dict[str, Any] = {"question": question, "command": redacted(command)}
         self._started = time.time()
 
     def play(self, designs: Mapping[str, Design]) -> None:

@@ -20,6 +20,7 @@ from simenv import checks
 from simenv.datasets.base import Dataset, Tastes
 from simenv.datasets.splits import hold_out
 from simenv.errors import ConfigError, MissingExtraError, SimenvError, did_you_mean
+from simenv.language_models.wire.secrets import public
 from simenv.metrics.reference import Reference
 from simenv.metrics.table import METRICS, MetricSpec, spec_of
 from simenv.names import CONF as CONF
@@ -380,13 +381,15 @@ def _check_options(spec: Mapping[str, Any], what: str, extra: Mapping[str, Any])
 
 def without_carrying(spec: Any) -> Any:
     """A spec without the options that say how a language model's answers are got and not what is asked: endpoint,
-    cache, limits, budget, prices. A run may go on with others.
+    cache, limits, budget, prices - and without keys. A run may go on with others.
     """
     if isinstance(spec, list):
         return [without_carrying(value) for value in spec]
     if not isinstance(spec, Mapping):
         return spec
-    return {name: without_carrying(value) for name, value in spec.items() if name not in _carrying(spec)}
+    carrying = _carrying(spec)
+    kept = {name: without_carrying(value) for name, value in spec.items() if name not in carrying}
+    return public(kept) if carrying else kept
 
 
 def language_models(spec: Any) -> list[Mapping[str, Any]]:

@@ -34,11 +34,18 @@ class Ledger:
 
     Counters: ``calls`` that reached the backend, answers ``cached``, ``prompt_tokens`` and ``completion_tokens`` paid
     for, ``dollars``, wire-level ``retries``, ``pages`` scored, and the rungs of the parse ladder: local ``repairs``,
-    ``second_attempts``, ``fallbacks`` to the embedded model, with ``why:<reason>`` for every answer that failed.
+    ``second_attempts``, ``fallbacks`` to the embedded model, with ``why:<reason>`` for every answer that failed;
+    ``probes``, the small questions by which a dialect was found, and requests refused for theirs.
+
+    Attributes:
+        endpoint: the dialect of the server that was asked; "" = none was.
+        words: what a server last said when it gave no answer.
     """
 
     def __init__(self) -> None:
         self.round = 0
+        self.endpoint = ""
+        self.words = ""
         self._rounds: dict[int, dict[str, float]] = {}
 
     def count(self, name: str, amount: float = 1) -> None:
@@ -54,6 +61,7 @@ class Ledger:
         """For the run card: ``{"total": {...}, "rounds": [{"round": 0, ...}, ...]}``; whole counters as integers."""
         names = [*COUNTERS, *sorted({name for c in self._rounds.values() for name in c} - set(COUNTERS))]
         return {
+            **({"endpoint": self.endpoint} if self.endpoint else {}),
             "total": {name: _plain(self.total(name)) for name in names},
             "rounds": [
                 {"round": number, **{name: _plain(counters[name]) for name in names if counters.get(name)}}

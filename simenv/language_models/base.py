@@ -25,11 +25,17 @@ class CacheMiss(LanguageModelError):
 
 
 class UnansweredError(SimenvError):
-    """This one request got no usable answer; others may. `reason` is one word for the accounting."""
+    """This one request got no usable answer; others may.
+
+    Attributes:
+        reason: one word for the accounting.
+        detail: what the server said, without keys.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+        self.detail = detail
 
 
 class TransientError(UnansweredError):

@@ -14,6 +14,7 @@ from typing import Any
 from simenv.errors import ConfigError
 from simenv.language_models.background_loop import when_dropped
 from simenv.language_models.base import CacheMiss, Completion, Decorator, LanguageModel, Request, UnansweredError
+from simenv.language_models.wire.secrets import public
 
 _CREATE = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -88,14 +89,14 @@ class Cached(Decorator):
 
     def _stored(self, key: str) -> Completion | None:
         if key in self._failures:
-            raise UnansweredError(self._failures[key], "given up before")
+            raise UnansweredError(self._failures[key])  # given up before
         row = self._file().execute(f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         failure, text, prompt_tokens, completion_tokens, finish = row
         if failure is not None:
             self.ledger.count("cached")
-            raise UnansweredError(failure, "given up before")
+            raise UnansweredError(failure)  # given up before
         return Completion(
             text=text, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, finish=finish, cached=True
         )
@@ -127,7 +128,7 @@ class Replay(LanguageModel):
     """A model that is not there: whatever its cache does not hold is an error that names the request."""
 
     def __init__(self, model: str, parameters: Mapping[str, Any] | None = None) -> None:
-        super().__init__(model, parameters)
+        super().__init__(model, public(parameters or {}))
 
     async def complete(self, request: Request) -> Completion:
         key = request.key(self.model, self.parameters)

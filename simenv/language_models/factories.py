@@ -91,19 +91,21 @@ def carrying(*own: str) -> Callable[[Factory], Factory]:
 CARRYING = tuple(inspect.signature(connect).parameters)[1:]  # of every factory that passes `around` to `connect`
 
 
-@carrying("base_url", "timeout")
+@carrying("base_url", "timeout", "answer_format")
 def openai(
     model: str,
     base_url: str | None = None,
     *,
     parameters: Mapping[str, Any] | None = None,
     timeout: float = 120.0,
+    answer_format: str | None = None,
     **around: Any,
 ) -> LanguageModel:
-    """An OpenAI-compatible endpoint; `around` as for `connect`."""
-    from simenv.language_models.openai_compatible import OpenAICompatible
+    """An OpenAI-compatible endpoint, see `OpenAICompatible`; `around` as for `connect`."""
+    from simenv.language_models.wire.client import OpenAICompatible
 
-    return connect(OpenAICompatible(model, base_url, parameters=parameters, timeout=timeout), **around)
+    backend = OpenAICompatible(model, base_url, parameters=parameters, timeout=timeout, answer_format=answer_format)
+    return connect(backend, **around)
 
 
 @carrying("batch_size", "device")

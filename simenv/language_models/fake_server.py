@@ -1,7 +1,9 @@
 """A server on loopback that speaks the OpenAI chat protocol, well or badly: for tests and benchmarks, yours too.
 
 By default it scores each item of a page by a hash of its title, so that its opinion depends on neither ids nor order.
-A `script` decides, per request, on another reply. It knows of prompts only how they list a page. Also a program:
+A `script` decides, per request, on another reply; a `dialect` refuses what a kind of server refuses, in its words
+(`DIALECTS`), before that. The client's probe it answers by itself. It knows of prompts only how they list a page. Also
+a program:
 
     python -m simenv.language_models.fake_server --latency 0.2   # prints its base URL, serves until interrupted
 """
@@ -18,6 +20,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from simenv.language_models.wire.dialects import PROBE
 
 _PAGE = re.compile(r"^# The page$", re.M)
 _ITEM = re.compile(r'^([A-Z]{1,2}): ("(?:[^"\\]|\\.)*")', re.M)
@@ -57,12 +61,80 @@ class Seen:
 
 
 Script = Callable[[int, Seen], Reply | None]
+Refusal = Callable[[dict[str, Any]], Reply | None]  # from a request's body to what a server says of it
 
 
 def error(status: int, message: str, code: str | None = None, **headers: str) -> Reply:
     """An error in the protocol's form."""
     written = json.dumps({"error": {"message": message, "type": "error", "code": code}})
     return Reply(status=status, body=written, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+def _format(body: dict[str, Any]) -> str:
+    return str((body.get("response_format") or {"type": "text"})["type"])
+
+
+def _raw(status: int, body: object) -> Reply:
+    return Reply(status=status, body=json.dumps(body))
+
+
+def _llama_cpp_python(body: dict[str, Any]) -> Reply | None:
+    """llama-cpp-python 0.3: a validation error of its own types, as a 500; objects are held, bounds are not."""
+    if _format(body) == "json_schema":
+        told = "[{'type': 'literal_error', 'loc': ('body', 'response_format', 'type'), 'msg': \"Input should be 'text' "
+        told += "or 'json_object'\", 'input': 'json_schema'}]"
+        return error(500, told, "internal_server_error")
+    return None
+
+
+def _llama_cpp(body: dict[str, Any]) -> Reply | None:
+    """llama.cpp before it knew json_schema."""
+    if _format(body) == "json_schema":
+        told = 'response_format type must be one of "text" or "json_object", but got: json_schema'
+        return _raw(500, {"error": {"code": 500, "message": told, "type": "server_error"}})
+    return None
+
+
+def _no_schema_key(body: dict[str, Any]) -> Reply | None:
+    """A hosted service with JSON mode alone."""
+    if _format(body) == "json_schema":
+        return _raw(400, {"error": {"message": "This response_format type is unavailable now"}})
+    if "schema" in body.get("response_format", {}):
+        return _raw(400, {"error": {"message": "Unknown parameter: 'response_format.schema'."}})
+    return None
+
+
+def _text_only(body: dict[str, Any]) -> Reply | None:
+    if "response_format" in body:
+        return _raw(422, {"detail": [{"loc": ["body", "response_format"], "msg": "extra fields not permitted"}]})
+    return None
+
+
+def _reasoning(body: dict[str, Any]) -> Reply | None:
+    """A hosted reasoning model: another name of the limit, no temperature, no bounds in schemas."""
+    if "max_tokens" in body:
+        return error(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+    if "temperature" in body:
+        return error(400, "Unsupported value: 'temperature' does not support 0.0 with this model.")
+    if "minimum" in json.dumps(body):
+        return error(400, "Invalid schema for response_format 'answer': 'minimum' is not permitted.")
+    return None
+
+
+def _gemma(body: dict[str, Any]) -> Reply | None:
+    if any(message["role"] == "system" for message in body["messages"]):
+        return _raw(500, {"error": "Jinja Exception: System role not supported"})
+    return None
+
+
+DIALECTS: dict[str, Refusal] = {
+    "llama-cpp-python": _llama_cpp_python,
+    "llama.cpp": _llama_cpp,
+    "json mode": _no_schema_key,
+    "text": _text_only,
+    "reasoning": _reasoning,
+    "gemma": _gemma,
+}
 
 
 def items_of(prompt: str) -> dict[str, str]:
@@ -83,14 +155,29 @@ class LLMServer:
     Args:
         script: (number of the request, the request) -> a Reply, or None for the default one.
         latency: seconds before each reply.
+        dialect: what the server refuses; one of `DIALECTS`, or None.
+        probe: what it answers to the client's probe; None = it keeps the bounds where there is a schema.
+        models: those it lists.
 
     Attributes:
-        seen: requests in the order of arrival.
+        seen: requests in the order of arrival, probes and what the dialect refused left out.
+        refused: how many requests the dialect refused.
         peak: most requests in flight at once.
     """
 
-    def __init__(self, script: Script | None = None, *, latency: float = 0.0, port: int = 0) -> None:
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        latency: float = 0.0,
+        port: int = 0,
+        dialect: Refusal | None = None,
+        probe: Reply | None = None,
+        models: tuple[str, ...] = ("test",),
+    ) -> None:
         self.script = script
+        self.dialect, self.probe, self.models = dialect, probe, models
+        self.refused = 0
         self.latency = latency
         self.port = port
         self.seen: list[Seen] = []
@@ -140,7 +227,21 @@ class LLMServer:
         """One request and its reply; whether the connection stays open."""
         start, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
-        body = json.loads(await reader.readexactly(int(headers.get("content-length", "0"))))
+        sent = await reader.readexactly(int(headers.get("content-length", "0")))
+        if not start.split()[1].startswith("/v1/"):
+            return await self._reply(_raw(404, {"detail": "Not Found"}), None, writer)
+        if start.startswith("GET"):
+            return await self._reply(_raw(200, {"data": [{"id": name} for name in self.models]}), None, writer)
+        body = json.loads(sent)
+        refusal = self.dialect and self.dialect(body)
+        if refusal:
+            self.refused += 1
+            return await self._reply(refusal, None, writer)
+        if body["messages"][-1]["content"].endswith(PROBE):
+            kept = '{"n": 5}' if "enum" in json.dumps(body) or "minimum" in json.dumps(body) else '{"n": 9}'
+            return await self._reply(
+                self.probe or Reply(content=kept), Seen(time.monotonic(), "", headers, body), writer
+            )
         seen = Seen(time.monotonic(), start.split()[1], headers, body)
         number = len(self.seen)
         self.seen.append(seen)
@@ -154,10 +255,11 @@ class LLMServer:
         finally:
             self.in_flight -= 1
 
-    async def _reply(self, reply: Reply, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+    async def _reply(self, reply: Reply, seen: Seen | None, writer: asyncio.StreamWriter) -> bool:
         if reply.drop:
             return False
-        body = (reply.body if reply.body is not None else json.dumps(_completion(reply, seen))).encode()
+        written = json.dumps(_completion(reply, seen)) if reply.body is None and seen is not None else reply.body or ""
+        body = written.encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), **reply.headers}
         head = f"HTTP/1.1 {reply.status} x\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         writer.write(head.encode("latin-1") + b"\r\n")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 from simenv.language_models.base import LanguageModel, LanguageModelError, Request, UnansweredError
 from simenv.language_models.repair import ParseError
 
 T = TypeVar("T")
+ROOM = 4  # times the longest answer, for the second attempt of one that was cut off
 FEWEST_PAGES = 20  # pages before a share of fallbacks means anything
 
 
@@ -26,22 +28,28 @@ async def climb(
         request: the first attempt.
         read: from the text of an answer to what it says; raises `ParseError`.
         again: (first request, text of the answer or "", one word for what is wrong) -> the second attempt, with
-            ``attempt=1``.
+            ``attempt=1``. One that was ``cut_off`` gets room for a longer answer by itself.
 
     Raises:
         BudgetExhausted: the next call does not fit the budget.
         LanguageModelError: the model cannot be used.
     """
     for attempt in (0, 1):
-        text = ""
+        text, finish = "", ""
         try:
-            text = (await model.complete(request)).text
+            answer = await model.complete(request)
+            text, finish = answer.text, answer.finish
             return read(text)
         except (UnansweredError, ParseError) as error:
-            model.ledger.count(f"why:{error.reason}")
+            reason = "cut_off" if finish == "length" else error.reason
+            model.ledger.count(f"why:{reason}")
+            if isinstance(error, UnansweredError) and error.detail:
+                model.ledger.words = error.detail
             if attempt == 0:
                 model.ledger.count("second_attempts")
-                request = again(request, text, error.reason)
+                request = again(request, text, reason)
+                if reason == "cut_off":
+                    request = replace(request, max_tokens=ROOM * request.max_tokens)
     return None
 
 
@@ -89,7 +97,8 @@ def count_fallbacks(model: LanguageModel, pages: int, fallbacks: int, *, most: f
         totals = ledger.as_dict()["total"]
         reasons = sorted((-count, name[4:]) for name, count in totals.items() if name.startswith("why:"))
         why = ", ".join(f"{name} {-count}" for count, name in reasons)
+        said = f"; the last complaint: {ledger.words}" if ledger.words else ""
         raise LanguageModelError(
             f"{model.model}: {failed:g} of {total:g} pages had no usable answer ({why}); "
-            f"{option}={most:g} allows no more"
+            f"{option}={most:g} allows no more{said}"
         )

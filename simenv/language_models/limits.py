@@ -24,6 +24,7 @@ from simenv.language_models.base import (
 from simenv.randomness import hash64
 
 LONGEST_BACKOFF = 60.0
+SAME_WORDS = 3  # times that a server may fail in the same words before it is believed
 
 
 class Budgeted(Decorator):
@@ -94,8 +95,9 @@ class Limited(Decorator):
 
     A `Retry-After` of the server holds back every call, not only the one that was told. Without one the wait before
     retry n is `backoff` * 2^n, times a factor in [0.5, 1) that is a hash of the request: spread out, yet the same in
-    every run. Where retries run out, a timeout or a failing request is left unanswered; a server that cannot be
-    reached or keeps refusing by rate stops the run.
+    every run. Where retries run out, or a server fails in the same words for the third time, a timeout or a failing
+    request is left unanswered; a server that cannot be reached or keeps refusing by rate stops the run. One that loads
+    its model is waited for, up to `max_wait`.
 
     Args:
         inner: the model to hold back.
@@ -137,7 +139,8 @@ class Limited(Decorator):
         self._not_before = 0.0
 
     async def complete(self, request: Request) -> Completion:
-        for attempt in range(self.max_retries + 1):
+        attempt, loading, words = 0, 0.0, [""]
+        while True:
             async with self._slots:
                 await self._take_turn(request)
                 try:
@@ -145,15 +148,22 @@ class Limited(Decorator):
                 except TransientError as error:
                     failure = error
                 self._hold_back(failure)
-            if attempt < self.max_retries:
-                self.ledger.count("retries")
-                if failure.retry_after is None:
-                    await asyncio.sleep(self._wait_before(request, attempt))
-        if failure.reason in ("connection", "rate_limit"):
+            if failure.reason == "loading" and loading < self.max_wait:
+                loading += failure.retry_after or 1.0  # a turn is taken only after that
+                continue
+            words.append(failure.detail)
+            believed = failure.reason in ("server", "bad_response") and len(set(words[-SAME_WORDS:])) == 1
+            if attempt == self.max_retries or (believed and len(words) > SAME_WORDS):
+                break
+            self.ledger.count("retries")
+            if failure.retry_after is None:
+                await asyncio.sleep(self._wait_before(request, attempt))
+            attempt += 1
+        if failure.reason in ("connection", "rate_limit", "loading"):
             raise LanguageModelError(
-                f"{self.model}: no answer after {self.max_retries + 1} tries ({failure}); answers so far are kept"
+                f"{self.model}: no answer after {attempt + 1} tries ({failure}); answers so far are kept"
             )
-        raise UnansweredError(failure.reason, f"after {self.max_retries + 1} tries")
+        raise UnansweredError(failure.reason, f"after {attempt + 1} tries: {failure.detail}")
 
     async def _take_turn(self, request: Request) -> None:
         """Wait until the quota, and the server's last Retry-After, allow another call."""

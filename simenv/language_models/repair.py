@@ -39,10 +39,15 @@ def integer_schema(low: int, high: int) -> dict[str, Any]:
 
 
 def without_wrapping(text: str) -> str:
-    """An answer without the model's reasoning and without code fences."""
+    """An answer without reasoning (``<think>``, ``[THINK]``, the channels of harmony) and without code fences."""
+    text = re.sub(r"\[(/?)THINK\]", r"<\1think>", text)
     text = re.sub(r"<think(?:ing)?>.*?</think(?:ing)?>", "", text, flags=re.S | re.I)
     text = re.sub(r"^.*</think(?:ing)?>", "", text, flags=re.S | re.I)  # templates may open the tag in the prompt
     text = re.sub(r"<think(?:ing)?>.*$", "", text, flags=re.S | re.I)
+    if "<|channel|>" in text:
+        _, _, text = text.rpartition("<|channel|>final")
+        text = re.sub(r"^.*?<\|message\|>", "", text, flags=re.S)
+    text = re.sub(r"<\|(?:end|return|eot_id|im_end)\|>.*$", "", text, flags=re.S)
     fenced = re.search(r"```[\w-]*\s*(.*?)(?:```|$)", text, flags=re.S)
     return (fenced.group(1) if fenced else text).strip()
 

@@ -303,7 +303,7 @@ def test_a_repair_is_counted():
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (Reply(content='{"items":{"A":{"interest":3,"rat', finish="length"), "bad_json"),
+        (Reply(content='{"items":{"A":{"interest":3,"rat', finish="length"), "cut_off"),
         (Reply(content='{"items":{"Q":{"interest":3,"rating":3}},"satisfaction":3}'), "missing_items"),
         (Reply(message={"refusal": "no"}), "refusal"),
         (Reply(choices=False), "empty"),
@@ -324,7 +324,7 @@ def test_a_second_attempt_is_counted_and_told_why(reply, reason):
     assert (total(model)["second_attempts"], total(model)["fallbacks"]) == (12, 0)
     assert total(model)[f"why:{reason}"] == 12
     again = server.seen[-1].body["messages"]
-    assert ("could not be used" in again[-1]["content"]) == (reply.content is not None)
+    assert ("could not be used" in again[-1]["content"]) == (reply.content is not None and reason != "cut_off")
 
 
 def test_a_prompt_too_long_is_asked_again_without_memory():

@@ -29,7 +29,7 @@ from simenv.language_models.accounting import Spending
 from simenv.language_models.base import estimate_tokens
 from simenv.language_models.fake_server import LLMServer, Reply, error
 from simenv.language_models.limits import Budgeted, Limited
-from simenv.language_models.openai_compatible import OpenAICompatible, retry_after
+from simenv.language_models.wire.client import OpenAICompatible, retry_after
 
 CANARY = "sk-canary-5f2a9c0d1e"
 
@@ -80,7 +80,7 @@ def test_parameters_reach_the_body():
 
 @pytest.mark.parametrize(
     ("accepted", "n_calls"),
-    [("schema without bounds", 2), ("json_object", 3), ("none", 4)],
+    [("schema without bounds", 2), ("json_object", 3), ("none", 5)],
     ids=lambda value: str(value),
 )
 def test_structured_outputs_fall_back_and_are_remembered(accepted, n_calls):

@@ -28,8 +28,8 @@ from recommenders.popularity import Popularity
 from simenv.datasets import synthetic
 from simenv.errors import MissingExtraError
 from simenv.language_models import LanguageModelError, Message, Request, UnansweredError, openai, run, serve
-from simenv.language_models.openai_compatible import OpenAICompatible
 from simenv.language_models.quoting import opaque_ids
+from simenv.language_models.wire.client import OpenAICompatible
 from simenv.platform import Platform, Schedule
 from tests.simenv.language_models.test_language_models_transformers import backend, save_tiny_model
 
