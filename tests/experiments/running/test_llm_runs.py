@@ -44,10 +44,10 @@ class Asking(Popularity):
         return {"model": self.language_model.model, **self.language_model.ledger.as_dict()}
     def dry_run(self, users, slates, key, *, pages):
         return f"{pages} pages of {slates.shape}"
-    def _recommend(self, users, k, exclude, available, key):
+    def _recommend(self, users, k, candidates, key):
         request = Request(messages=(Message("user", f"{users.tolist()} {key}"),))
         run(self.language_model.complete(request))
-        return super()._recommend(users, k, exclude, available, key)
+        return super()._recommend(users, k, candidates, key)
 """
 SMALL = (
     "+experiment=bias_loop_smoke", "agent=llm", "n_users=6", "n_items=30", "rounds=2", "n_seeds=1",
