@@ -6,8 +6,11 @@ The cache knows requests only by their key (see `Request.key`); it stores neithe
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,12 @@ CREATE TABLE IF NOT EXISTS answers (
     text TEXT NOT NULL,
     prompt_tokens INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
-    finish TEXT NOT NULL
+    finish TEXT NOT NULL,
+    digest TEXT
 ) WITHOUT ROWID
 """
 _COLUMNS = "failure, text, prompt_tokens, completion_tokens, finish"
+_INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class Cached(Decorator):
@@ -76,7 +81,7 @@ class Cached(Decorator):
         rows = [(key, self.model, reason, "", 0, 0, "") for key, reason in self._failures.items()]
         if rows:
             with self._file() as connection:
-                connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                connection.executemany(_INSERT, [(*row, _digest(row[0], row[2:])) for row in rows])
         self._failures.clear()
         await super().commit()
 
@@ -90,10 +95,15 @@ class Cached(Decorator):
     def _stored(self, key: str) -> Completion | None:
         if key in self._failures:
             raise UnansweredError(self._failures[key])  # given up before
-        row = self._file().execute(f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (key,)).fetchone()
+        try:
+            row = self._file().execute(f"SELECT {_COLUMNS}, digest FROM answers WHERE key = ?", (key,)).fetchone()
+        except sqlite3.DatabaseError as error:  # a damaged page of the file
+            raise self._damaged(key, str(error)) from error
         if row is None:
             return None
-        failure, text, prompt_tokens, completion_tokens, finish = row
+        failure, text, prompt_tokens, completion_tokens, finish = row[:-1]
+        if row[-1] is not None and row[-1] != _digest(key, row[:-1]):
+            raise self._damaged(key, "it is not what was stored")
         if failure is not None:
             self.ledger.count("cached")
             raise UnansweredError(failure)  # given up before
@@ -104,8 +114,14 @@ class Cached(Decorator):
     def _store(self, key: str, answer: Completion) -> Completion:
         row = (key, self.model, None, answer.text, answer.prompt_tokens, answer.completion_tokens, answer.finish)
         with self._file() as connection:
-            written = connection.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount
+            written = connection.execute(_INSERT, (*row, _digest(key, row[2:]))).rowcount
         return answer if written else self._stored(key) or answer
+
+    def _damaged(self, key: str, why: str) -> ConfigError:
+        return ConfigError(
+            f"llm.cache={self.path}: the answer with key {key[:16]} is damaged ({why}); expected the file as it was "
+            "written: restore it, or delete that row to have it asked anew"
+        )
 
     def _file(self) -> sqlite3.Connection:
         """The connection, opened on first use; all of it on the event loop's thread."""
@@ -116,12 +132,21 @@ class Cached(Decorator):
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = NORMAL")
                 connection.execute(_CREATE)
-                connection.execute(f"SELECT {_COLUMNS} FROM answers LIMIT 1")
+                columns = {row[1] for row in connection.execute("PRAGMA table_info(answers)")}
+                if "digest" not in columns:  # a cache from before answers had one
+                    with contextlib.suppress(sqlite3.OperationalError):  # another process was first
+                        connection.execute("ALTER TABLE answers ADD COLUMN digest TEXT")
+                connection.execute(f"SELECT {_COLUMNS}, digest FROM answers LIMIT 1")
             except (sqlite3.Error, OSError) as error:
                 raise ConfigError(f"llm.cache={self.path}: not a usable answer cache ({error})") from error
             self._connection = connection
             self._dropped = when_dropped(self, connection.close)
         return self._connection
+
+
+def _digest(key: str, values: Sequence[Any]) -> str:
+    """Of an answer under its key: what a damaged file, or another hand, would change."""
+    return hashlib.sha256(json.dumps([key, *values]).encode()).hexdigest()[:16]
 
 
 class Replay(LanguageModel):

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -344,3 +350,58 @@ def test_what_another_backend_says_passes_through_the_same_ladder():
     model = connect(Silent("silent"))
     assert run(climb(model, PAGE, json.loads, lambda first, *_: first)) is None
     assert model.ledger.words == "nothing to say"
+
+
+@pytest.mark.parametrize("damage", ["text", "file"])
+def test_a_flipped_bit_in_the_cache_is_an_error_with_the_files_name(damage, tmp_path):
+    path = tmp_path / "cache.sqlite"
+    with LLMServer() as server:
+        answer, _ = ask(server, cache=path)
+        before = path.read_bytes()
+        place = before.index(answer.text.encode()) + 30 if damage == "text" else 0
+        if damage == "text":
+            path.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+        else:
+            with sqlite3.connect(path) as file:
+                (size,) = file.execute("PRAGMA page_size").fetchone()
+            file.close()
+            path.write_bytes(before[:size] + bytes(len(before) - size))
+        failure, _ = ask(server, cache=path)
+    assert isinstance(failure, ConfigError)
+    assert "cache.sqlite" in str(failure)
+
+
+def test_a_cache_from_before_answers_had_digests_is_read(tmp_path):
+    path = tmp_path / "cache.sqlite"
+    with LLMServer() as server:
+        ask(server, cache=path)
+        with sqlite3.connect(path) as file:
+            file.execute("ALTER TABLE answers DROP COLUMN digest")
+        file.close()
+        answer, _ = ask(server, cache=path)
+    assert answer.cached
+
+
+@pytest.mark.slow
+@pytest.mark.llamacpp
+def test_the_real_server_of_llama_cpp_answers_a_page():
+    """docs/llm-users.md says how to build it; $SIMENV_LLAMACPP is its Python, $SIMENV_GGUF a model."""
+    python, model = os.environ.get("SIMENV_LLAMACPP"), os.environ.get("SIMENV_GGUF")
+    if not python or not model or not Path(model).is_file():
+        pytest.skip("SIMENV_LLAMACPP and SIMENV_GGUF name no llama_cpp.server and no model")
+    port = "8391"
+    options = ["--model", model, "--host", "127.0.0.1", "--port", port, "--n_ctx", "2048"]
+    server = subprocess.Popen([python, "-m", "llama_cpp.server", *options], stderr=subprocess.DEVNULL)
+    try:
+        backend = openai("test", f"http://127.0.0.1:{port}/v1", timeout=600, max_retries=60, backoff=0.5)
+        began = time.monotonic()
+        answer = run(backend.complete(PAGE))
+        run(backend.aclose())
+    finally:
+        server.terminate()
+        server.wait(30)
+    print(f"{time.monotonic() - began:.0f} s, {answer.completion_tokens} tokens", file=sys.stderr)
+    assert backend.ledger.endpoint.startswith("json_object_schema")
+    scores = parse_page(answer.text, ("A",))
+    assert 0 <= scores.interest[0] <= 100
+    assert 1 <= scores.rating[0] <= 5
