@@ -31,6 +31,7 @@ AGAINST = {
 EFFECTS: tuple[Verdict, ...] = ("raised", "lowered")
 REST: dict[Verdict, str] = {"negligible": "{} changed too little to count", "unclear": "whether {} changed is unclear"}
 SIZED = 3  # arms whose sizes a sentence gives
+ALONE = 3  # sentences of claims that are about no metric
 SIDES = 2  # metrics beside the headline that a sentence is made about
 
 
@@ -83,6 +84,8 @@ def grid(claims: Sequence[JudgedClaim]) -> tuple[list[Column], dict[str, list[Ju
 def answer(claims: Sequence[JudgedClaim], metrics: pl.DataFrame | None, *, n_seeds: int) -> list[str]:
     """Two to four sentences: the headline metric, what users got, for whom, and how sure; fewer where claims lack.
 
+    Claims about no metric, such as those of the realism suite, are told as they stand.
+
     Args:
         claims: of a run.
         metrics: its frame, for levels ("93rd percentile instead of the 88th"); None = differences alone.
@@ -93,7 +96,8 @@ def answer(claims: Sequence[JudgedClaim], metrics: pl.DataFrame | None, *, n_see
     primary = next((claim for claim in claims if claim.primary), None)
     columns, rows = grid(claims)
     if not columns:
-        return [primary.sentence if primary is not None else claims[0].sentence, _sure(claims, n_seeds)]
+        told = [primary] if primary is not None else []
+        return [claim.sentence for claim in [*told, *(c for c in claims if c is not primary)][:ALONE]]
     headline = primary.metric if primary is not None and primary.metric else HEADLINE
     whole = [i for i, column in enumerate(columns) if not column.groups]
     first = next((i for i in whole if columns[i].metric == headline), whole[0] if whole else 0)
@@ -160,7 +164,7 @@ def _sure(claims: Sequence[JudgedClaim], n_seeds: int) -> str:
     if words := undecidable(n_seeds) if n_seeds else None:
         return words
     decided, flips = sum(claim.verdict != "unclear" for claim in claims), sum(claim.flips for claim in claims)
-    seeds = f"{n_seeds} seeds decide" if n_seeds else "Decided are"
+    seeds = f"{n_seeds} seeds decide" if n_seeds else "The seeds decide"
     turned = f"; {flips} of them turn round under other conditions" if flips else ""
     return (
         f"{seeds} {decided} of {len(claims)} claims (95 % intervals, tests adjusted for all claims together){turned}."

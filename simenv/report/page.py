@@ -53,7 +53,8 @@ def build(folder: Path | str) -> Path:
     images: dict[Path, bytes | None] = {run.folder / "figures" / f"{spec.name}.png": None for spec in SPECS}
     images |= {run.folder / "figures" / f"{d.spec.name}.png": d.png for d in drawn}
     shown = _report_page(run, drawn)
-    names = [path.stem for path, png in images.items() if png is not None]
+    own = [path.stem for path in sorted((run.folder / "figures").glob("*.json"))]
+    names = own + [path.stem for path, png in images.items() if png is not None]
     texts: dict[Path, str | None] = {
         page: _render("report.html.j2", shown),
         run.folder / "report.md": texts_of.markdown(shown, names),

@@ -79,8 +79,8 @@ def test_claims_about_no_metric_are_told_as_they_stand() -> None:
         name="verdict: valid", sentence="It is valid.", test="supported", verdict="unclear", primary=True
     )
     assert grid([about]) == ([], {})
-    assert answer([about], None, n_seeds=0) == [
-        "It is valid.",
-        "Decided are 0 of 1 claims (95 % intervals, tests adjusted for all claims together).",
+    others = [
+        JudgedClaim(name=f"verdict: {i}", sentence=f"{i}.", test="supported", verdict="unclear") for i in range(4)
     ]
+    assert answer([*others, about], None, n_seeds=0) == ["It is valid.", "0.", "1."]
     assert answer([], None, n_seeds=8) == []
