@@ -7,6 +7,8 @@ badly. The module does not know how the log came about.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from simenv.randomness import Key
 
 FloatVector = NDArray[np.float64]
 RewardModel = Callable[[NDArray[Any], NDArray[Any]], FloatVector]
+MAX_SLATES = 20_000  # that `pseudo_inverse` enumerates for a user
 MIN_EFFECTIVE = 30.0  # pages' worth of weight below which an estimate says nothing
 
 
@@ -134,6 +137,59 @@ def rank_ips(log: LoggedPages, target: FloatVector) -> Estimate:
         error=_error(terms),
         effective=_effective(np.asarray(ratios[:, -1])),
     )
+
+
+def pseudo_inverse(log: LoggedPages, target: PlackettLuce, logging: PlackettLuce, dataset: Dataset) -> Estimate:
+    """Slate pseudo-inverse: mean of r * (mean indicator of the target)' (second moment of the logging policy)^+
+    (indicator of the logged slate), where indicators are of (rank, item) (Swaminathan et al. 2017, "Off-policy
+    evaluation for slate recommendation", eq. 4).
+
+    Unbiased where clicks of a page are a sum over slots of what item and rank give; needs the page's reward alone.
+    Moments are exact, by enumerating slates, so this is for few candidates.
+
+    Args:
+        log: the pages.
+        target, logging: policies over the same candidates, each user's past excluded.
+        dataset: of the past.
+
+    Raises:
+        DataError: no support, or more than `MAX_SLATES` slates.
+    """
+    supported_weights(log, target_probabilities(target, log, dataset))
+    n, (pages, k) = dataset.n_items, log.slates.shape
+    past = np.zeros((dataset.n_users, n), np.bool_)
+    past[dataset.interactions.users, dataset.interactions.items] = True
+    terms = np.empty(pages)
+    for user in np.unique(log.users):
+        candidates = np.flatnonzero(~past[user])
+        m = len(candidates)
+        if math.perm(m, k) > MAX_SLATES:
+            raise DataError(
+                f"log: {math.perm(m, k):,} slates of {k} of {m} candidates; expected at most {MAX_SLATES:,}"
+            )
+        slates = candidates[np.array(list(itertools.permutations(range(m), k)))]
+        every = LoggedPages(
+            users=np.full(len(slates), user),
+            slates=slates,
+            clicked=np.zeros(slates.shape, np.bool_),
+            propensity=np.full(slates.shape, 0.5),
+        )
+        shown, wanted = (target_probabilities(policy, every, dataset).prod(axis=1) for policy in (logging, target))
+        indicators = _indicators(slates, n)
+        moment = (indicators * shown[:, None]).T @ indicators
+        weights = np.linalg.pinv(moment, hermitian=True) @ (wanted @ indicators)
+        rows = log.users == user
+        terms[rows] = log.rewards[rows] * (_indicators(log.slates[rows], n) @ weights)
+    return Estimate(estimator="pseudo-inverse", value=float(terms.mean()), error=_error(terms), effective=float(pages))
+
+
+def _indicators(slates: NDArray[np.int64], n_items: int) -> FloatVector:
+    """Which item stands at which rank, (n, K * n_items)."""
+    k = slates.shape[1]
+    out = np.zeros((len(slates), k, n_items))
+    row, rank = np.nonzero(slates >= 0)
+    out[row, rank, slates[row, rank]] = 1.0
+    return out.reshape(len(slates), k * n_items)
 
 
 def doubly_robust(log: LoggedPages, target: FloatVector, model: RewardModel, drawn: list[NDArray[Any]]) -> Estimate:

@@ -14,6 +14,7 @@ from recommenders.evaluation.off_policy import (
     additive_model,
     doubly_robust,
     ips,
+    pseudo_inverse,
     rank_ips,
     snips,
     target_probabilities,
@@ -197,3 +198,55 @@ def test_minari_keeps_episodes(world: Dataset, tmp_path: Any, monkeypatch: pytes
     assert episode.actions.shape == (len(episode.rewards), K)
     assert episode.rewards.sum() == episode.observations["clicks"][1:].sum()
     assert ((episode.infos["propensity"][1:] > 0) & (episode.infos["propensity"][1:] <= 1)).all()
+
+
+def test_the_slate_pseudo_inverse_finds_an_additive_value() -> None:
+    small = synthetic(n_users=6, n_items=8, seed=1)
+    logging, target = policy(small, Popularity(), 1.0), policy(small, Oracle(), 1.0)
+    rng = np.random.default_rng(0)
+    past = np.zeros((6, 8), bool)
+    past[small.interactions.users, small.interactions.items] = True
+    users = np.flatnonzero((~past).sum(axis=1) >= 4)
+    chance = rng.uniform(0.05, 0.6, (2, 8))  # a click needs rank and item alone
+    empty = LoggedPages(
+        users=np.repeat(users, 1200),
+        slates=np.zeros((1200 * len(users), 2), int),
+        clicked=np.zeros((1200 * len(users), 2), bool),
+        propensity=np.full((1200 * len(users), 2), 0.5),
+    )
+
+    def value_and_log(played: PlackettLuce) -> tuple[float, LoggedPages]:
+        parts = []
+        for r in range(1200):
+            one = replace(empty, users=users, slates=np.zeros((len(users), 2), int))
+            parts.append(target_slates(played, one, small, Key(3, r)))
+        slates = np.stack(parts, axis=1).reshape(-1, 2).astype(np.int64)
+        expected = chance[np.arange(2), slates]
+        shown = replace(empty, slates=slates, clicked=rng.random(slates.shape) < expected)
+        log = replace(shown, propensity=target_probabilities(played, shown, small))
+        return float(expected.sum(axis=1).mean()), log
+
+    (own, log), (truth, _) = value_and_log(logging), value_and_log(target)
+    found = pseudo_inverse(log, target, logging, small)
+    assert abs(truth - own) > 3 * found.error  # the question is not empty
+    assert abs(found.value - truth) < 4 * found.error
+    assert found.error < ips(log, target_probabilities(target, log, small)).error
+    assert pseudo_inverse(log, logging, logging, small).value == pytest.approx(log.rewards.mean(), rel=1e-6)
+    wide = synthetic(n_users=3, n_items=60, seed=1)
+    wide_policy = policy(wide, Popularity(), 1.0)
+    empty = LoggedPages(
+        users=np.zeros(200, int),
+        slates=np.zeros((200, 3), int),
+        clicked=np.zeros((200, 3), bool),
+        propensity=np.full((200, 3), 0.5),
+    )
+    pages = [
+        target_slates(
+            wide_policy, replace(empty, users=np.zeros(1, int), slates=np.zeros((1, 3), int)), wide, Key(1, r)
+        )
+        for r in range(200)
+    ]
+    shown = replace(empty, slates=np.concatenate(pages).astype(np.int64))
+    shown = replace(shown, propensity=target_probabilities(wide_policy, shown, wide))
+    with pytest.raises(DataError, match="slates of 3 of"):
+        pseudo_inverse(shown, wide_policy, wide_policy, wide)

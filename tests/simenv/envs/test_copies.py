@@ -147,7 +147,7 @@ def test_a_state_of_another_world_is_refused(small_world: Dataset) -> None:
 
 
 def test_branches_of_asked_users_share_the_language_model(small_world: Dataset) -> None:
-    from tests.simenv.language_models.llm_server import LLMServer
+    from simenv.language_models.fake_server import LLMServer
 
     with LLMServer() as server:
         model = {"name": "openai", "model": "test", "base_url": server.base_url, "budget_calls": 99}
