@@ -18,8 +18,8 @@ import numpy as np
 import simenv  # noqa: F401 - registers the environments
 from simenv.envs.platform_env import KNOBS
 
-WORLD = {"n_users": 200, "n_items": 400, "rounds": 10}
-GRID = ((0.0, 0.15, 0.3, 0.5, 1.0), (0.0, 0.5, 1.0), (0.0, 0.5, 0.8, 1.0))
+WORLD = {"n_users": 150, "n_items": 300, "rounds": 8}
+GRID = ((0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5, 1.0), (0.0, 0.5, 0.8, 1.0))
 CORNERS = {
     "the base recommender": (0, 0, 0),
     "exploration alone": (1, 0, 0),

@@ -49,6 +49,7 @@ class Purpose(IntEnum):
     FAIR_PROMPT = 20
     SHOTS = 21
     CANDIDATE_ORDER = 22
+    RETURN = 23
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ def register_envs() -> None:
     for form in ("flat", "proto", "masked"):
         makers = (f"simenv.envs.wrappers:make_{form}", f"simenv.envs.vector_wrappers:make_{form}_vec")
         entries[f"Slate{form.capitalize()}"] = makers
+    entries["Retention"] = ("simenv.envs.retention:RetentionEnv", "simenv.envs.retention:RetentionVectorEnv")
     entries["Platform"] = ("simenv.envs.platform_env:PlatformEnv", None)
     entries |= dict.fromkeys(TASKS, ("simenv.envs.tasks:make_task", "simenv.envs.tasks:make_task_vec"))
     for name, (entry_point, vector_entry_point) in entries.items():

@@ -63,6 +63,17 @@ class Dynamics:
             if not 0.0 <= value <= upper:
                 raise ConfigError(f"agent.{name}={value}: expected a number in [0, {upper}]")
 
+    def rest(self, satiation: FloatArray, fatigue: FloatArray, rounds: int | NDArray[Any] = 1) -> None:
+        """What time does to users, in place: satiation decays, fatigue recovers.
+
+        Args:
+            satiation: (..., n_genres).
+            fatigue: (...).
+            rounds: that pass, one number or (...).
+        """
+        satiation *= (np.float32(self.satiation_decay) ** np.asarray(rounds, np.float32))[..., None]
+        fatigue *= np.float32(1.0 - self.fatigue_recovery) ** np.asarray(rounds, np.float32)
+
     @property
     def rates(self) -> tuple[float, float, float, float, float]:
         """What compiled passes need: drift, drift_skip, satiation_gain, fatigue_gain, satisfaction_memory."""
@@ -211,10 +222,7 @@ class Population:
 
     def end_round(self, round: int) -> None:
         """Time passes after `round`: satiation decays, fatigue recovers, the oldest cooldown slot empties."""
-        if self.dynamics.satiation_gain:
-            self.satiation *= np.float32(self.dynamics.satiation_decay)
-        if self.dynamics.fatigue_gain:
-            self.fatigue *= np.float32(1.0 - self.dynamics.fatigue_recovery)
+        self.dynamics.rest(self.satiation, self.fatigue)
         if len(self.recent_bits):
             self.recent_bits[(round + 1) % _SLOTS] = 0
 

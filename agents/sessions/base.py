@@ -145,6 +145,21 @@ class Sessions(ABC):
             if self.who[row, EPISODE] >= 0:
                 self._store(row)
 
+    def come_back(self, rows: NDArray[np.bool_], rounds: LongArray) -> None:
+        """Start the next session of some rows with the same users as their last one left them, some rounds later.
+
+        Args:
+            rows: (n_rows,) which.
+            rounds: (n_rows,) that have passed.
+        """
+        self._rest(np.flatnonzero(rows), rounds[rows])
+        self.who[rows, EPISODE] += 1
+        self.who[rows, PAGE] = 0
+
+    def satisfaction(self) -> FloatArray:
+        """Moving average of page satisfaction of the user of each row, (n_rows,), in [0, 1]."""
+        return self.mood[:, 1].copy()
+
     def restore_world(self) -> None:
         """The world as it was at first: popularity of the warm start, users who remember no session."""
         self._kept.clear()
@@ -271,11 +286,14 @@ class Sessions(ABC):
         """See `play`."""
 
     def _store(self, row: Any) -> None:
-        dynamics = self.users.dynamics
         kept = {name: getattr(self, name)[row].copy() for name in _ROWS}
-        kept["satiation"] *= np.float32(dynamics.satiation_decay)
-        kept["mood"][0] *= np.float32(1.0 - dynamics.fatigue_recovery)
+        self.users.dynamics.rest(kept["satiation"], kept["mood"][:1])
         self._kept[int(self.who[row, USER])] = kept | {"newest": self.who[row, NEWEST].copy()}
+
+    def _rest(self, rows: LongArray, rounds: LongArray) -> None:
+        satiation, mood = self.satiation[rows], self.mood[rows]
+        self.users.dynamics.rest(satiation, mood[:, 0], rounds)
+        self.satiation[rows], self.mood[rows] = satiation, mood
 
     def _recall(self, row: Any) -> None:
         kept = self._kept.get(int(self.who[row, USER]))

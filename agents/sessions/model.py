@@ -63,6 +63,15 @@ class ModelSessions(Sessions):
         np.copyto(self.click_counts, self.users.population.click_counts)
         super().renew_popularity()
 
+    def satisfaction(self) -> FloatArray:
+        return self.users.satisfaction[self.who[:, USER]]
+
+    def _rest(self, rows: LongArray, rounds: LongArray) -> None:
+        population, users = self.users.population, self.who[rows, USER]
+        satiation, fatigue = population.satiation[users], population.fatigue[users]
+        self.users.dynamics.rest(satiation, fatigue, rounds)
+        population.satiation[users], population.fatigue[users] = satiation, fatigue
+
     def true_utility(self) -> FloatArray:
         return self.users.utility(self.who[:, USER])
 

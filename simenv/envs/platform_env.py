@@ -76,7 +76,7 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         rounds: int = 20,
         engagement: str = "clicks",
         harm: str | Callable[[Events], float] | None = "gini",
-        harm_weight: float = 0.3,
+        harm_weight: float = 0.5,
         group: str = "taste",
         max_penalty: float = 0.5,
         seed: int = 0,

@@ -156,10 +156,10 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
             self._n_ended = 0
         self._failed &= not rows.all()
         self._reseed(seed, rows)
-        self.sessions.begin(rows, users, keep=keep)
+        self._begin(rows, users, keep=keep)
         self._ended[rows] = False
         self._actions[rows] = -1
-        return self.sessions.observe(), {"user": self.sessions.who[:, USER].copy(), "_user": rows.copy()}
+        return self._seen(self.sessions.observe()), {"user": self.sessions.who[:, USER].copy(), "_user": rows.copy()}
 
     def step(
         self, actions: Any
@@ -197,8 +197,9 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         rewards[restarting] = 0.0
         terminated = parts[:, LEFT] > 0
         truncated = (sessions.who[:, PAGE] >= self.max_pages) & ~terminated
-        self._ended = terminated | truncated
         info = self._info(playing)
+        observation = self._after_page(playing, self._seen(observation), rewards, (terminated, truncated), info)
+        self._ended = terminated | truncated
         self._n_ended += int(np.count_nonzero(self._ended))
         if self._n_ended >= self.num_envs:
             sessions.renew_popularity()
@@ -278,8 +279,27 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         bad = self.sessions.first_unknown(self._actions, playing)
         if bad >= 0:
             return {}, bad
-        self.sessions.begin(restarting, keep=self._keep)
+        self._begin(restarting, keep=self._keep)
         return self.sessions.play(self._actions, playing)
+
+    def _begin(self, rows: NDArray[np.bool_], users: NDArray[np.int64] | None = None, *, keep: bool) -> None:
+        """Start the next episode of some rows."""
+        self.sessions.begin(rows, users, keep=keep)
+
+    def _seen(self, observation: Observation) -> Observation:
+        """The observation of all rows as it is handed out."""
+        return observation
+
+    def _after_page(
+        self,
+        playing: NDArray[np.bool_],
+        observation: Observation,
+        rewards: NDArray[np.float64],
+        ends: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+        info: dict[str, Any],
+    ) -> Observation:
+        """What a page leads to beyond its session; may change rewards, ends (terminated, truncated), info in place."""
+        return observation
 
     def _restart_now(self, last: Observation, info: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """SAME_STEP: begin the next session of the rows that ended, and keep their last observation and info."""
@@ -287,8 +307,8 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         final_obs, final_info = np.full(self.num_envs, None, object), _rows_of(info, ended)
         for row in np.flatnonzero(ended):
             final_obs[row] = {name: values[row].copy() for name, values in last.items()}
-        self.sessions.begin(ended, keep=self._keep)
-        first = self.sessions.observe()
+        self._begin(ended, keep=self._keep)
+        first = self._seen(self.sessions.observe())
         for name, values in last.items():
             values[ended] = first[name][ended]
         info = _rows_of(info, ~ended)  # what a session ended with is in final_info alone

@@ -39,7 +39,7 @@ def flat_features(observation: Observation, dataset: Dataset, *, max_pages: int)
 
     User features; genres of the impressions looked back on, and of those clicked, as shares of the history; genres of
     the last page, shown and clicked, as shares of the page; clicks of the last page, slot by slot; share of pages
-    shown. Items enter by their genres alone.
+    shown; the share of a life that is over, where the environment tells it. Items enter by their genres alone.
 
     Args:
         observation: of `SlateEnv`, or its batch.
@@ -58,13 +58,15 @@ def flat_features(observation: Observation, dataset: Dataset, *, max_pages: int)
         *shares(observation["slate"], observation["clicks"]),
         observation["clicks"],
         np.minimum(observation["page"] / max_pages, 1.0),
+        *([observation["day"]] if "day" in observation else []),
     ]
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
 def flat_space(env: Any) -> spaces.Space[Any]:
     """The space of `flat_features` for one session of a `SlateEnv` or `SlateVectorEnv`."""
-    blank = {name: np.zeros_like(values[0]) for name, values in env.sessions.blank().items()}
+    space = getattr(env, "single_observation_space", env.observation_space)
+    blank = {name: np.zeros(one.shape, one.dtype) for name, one in space.items()}
     return spaces.Box(0.0, 1.0, flat_features(blank, env.dataset, max_pages=env.max_pages).shape, np.float32)
 
 
