@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numba as nb
 import numpy as np
@@ -22,9 +22,6 @@ from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray, R
 from simenv.errors import SimenvError
 from simenv.randomness import Key, Purpose, fold, prefix, to_uniform
 from simenv.slates import Responses
-
-if TYPE_CHECKING:
-    from agents.sessions.base import Sessions
 
 
 class UserModel(ABC):
@@ -169,12 +166,6 @@ class UserModel(ABC):
             key.page,
             k,
         )
-
-    def sessions(self, n_rows: int, **options: Any) -> Sessions:
-        """Rows in which these users can be served page by page; options as of `agents.sessions.base.Sessions`."""
-        from agents.sessions.model import ModelSessions
-
-        return ModelSessions(self, n_rows, **options)
 
     def forget(self, users: NDArray[Any], start: dict[str, NDArray[Any]]) -> None:
         """Put these users back to where they were when `state_dict` gave `start`; the others stay as they are."""

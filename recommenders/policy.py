@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from recommenders.base import Recommender, check_options
 from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray
+from simenv.envs.sessions import Who
 from simenv.errors import ConfigError, MissingExtraError, RecommenderError
 from simenv.metrics.profile import genre_shares, observable_profile
 from simenv.metrics.reference import genre_counts
@@ -64,7 +65,7 @@ class RecommenderPolicy:
         pages = observation["page"].reshape(-1)
         self._learn(observation, pages)
         self._shown[pages == 0] = False
-        users = self.env.sessions.who[:, 0]
+        users = self.env.sessions.who[:, Who.USER]
         out = self._shown | ~self.env.action_masks().reshape(self._shown.shape)
         candidates = Candidates.of(self.dataset.n_items, out=out)
         items = np.full((len(users), self._k), -1, np.int32)
@@ -94,7 +95,7 @@ class RecommenderPolicy:
         ratings = observation["ratings"].reshape(slates.shape)[row, rank]
         self._clicks.append(
             Interactions(
-                users=self.env.sessions.who[row, 0].astype(np.int32),
+                users=self.env.sessions.who[row, Who.USER].astype(np.int32),
                 items=slates[row, rank].astype(np.int32),
                 ratings=np.where(ratings < self.dataset.rating_scale.low, np.nan, ratings).astype(np.float32),
                 times=np.full(len(row), self.dataset.interactions.times.max() + 1 + self._calls),

@@ -6,7 +6,7 @@ A click is a Bernoulli draw of P(examined) * P(chosen | examined). The choice st
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Responses
-
-if TYPE_CHECKING:
-    from agents.sessions.base import Sessions
 
 EXAMINATION = ("position", "cascade", "all")
 
@@ -157,11 +154,6 @@ class ChoiceModel(UserModel):
         if self.examination != "position":
             return np.ones(k)
         return np.arange(1, k + 1, dtype=np.float64) ** -self.position_decay
-
-    def sessions(self, n_rows: int, **options: Any) -> Sessions:
-        from agents.choice.sessions import ChoiceSessions
-
-        return ChoiceSessions(self, n_rows, **options)
 
     def item_arrays(self, popularity: FloatArray) -> tuple[NDArray[Any], ...]:
         """What `answer_pages` needs of items, at this visible popularity, (n_items,)."""

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import row_dot, sigmoid
+from simenv.envs.sessions import Who
 from simenv.randomness import Purpose, fold, to_uniform
 
-# Columns of `who`; more may follow.
-USER, SEED, ROUND, PAGE = range(4)
+USER, SEED, ROUND, PAGE = (int(column) for column in (Who.USER, Who.SEED, Who.EPISODE, Who.PAGE))
 # Columns of `traits`.
 CHOICE_BIAS, RATING_BIAS, CONFORMITY, DIVERSITY, ACTIVITY = range(5)
 _EXAMINE, _CLICK, _RATING, _RATING_SECOND, _EXIT = (

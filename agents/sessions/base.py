@@ -2,7 +2,7 @@
 
 A session is a user who has come to the platform and is shown page after page. Its row holds a copy of the user's state,
 so that any number of sessions can run at once, two of the same user included, over one world: one catalogue and one
-popularity. How a page is answered is the subclasses' matter: `agents.choice.sessions` plays all rows in one compiled
+popularity. How a page is answered is the subclasses' matter: `agents.sessions.choice` plays all rows in one compiled
 pass, `agents.sessions.model` asks any other `UserModel`.
 
 The module knows neither rewards' weights nor Gymnasium's spaces, and nothing of recommenders.
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.sessions.rows import EPISODE, NEWEST, PAGE, USER, begin_rows, first_unknown, observe_rows
+from agents.sessions.rows import begin_rows, first_unknown, observe_rows
 from simenv.datasets.base import FloatArray, Interactions, LongArray
+from simenv.envs.sessions import Observation, Parts, Who
 from simenv.errors import ConfigError
 from simenv.metrics.profile import observable_profile
 from simenv.metrics.reference import midrank_percentile
@@ -41,8 +42,6 @@ _STATE = (
 )
 _ROWS = _STATE[1:9]  # what a user takes along from one session to the next
 
-Observation = dict[str, NDArray[Any]]
-
 
 class Sessions(ABC):
     """Rows of sessions over one world.
@@ -63,11 +62,11 @@ class Sessions(ABC):
             they and the page's utility are not known (0 and NaN).
 
     Attributes:
-        who: (n_rows, 5) int64, user, seed, episode from 0, page from 0, where the newest impression is.
+        who: (n_rows, len(Who)) int64.
         examined, clicked: (n_rows, K) bool, of the last page.
         ratings, utility: (n_rows, K) float32, of the last page; NaN = no rating; utility before the choice.
-        parts: (n_rows, 5) of the last page: clicks; sum of ratings; mean utility of the slots; 1 if the user stays;
-            1 if the user leaves.
+        parts: (n_rows, len(Parts)) of the last page: clicks; sum of ratings; mean utility of the slots; 1 if the user
+            stays; 1 if the user leaves.
         no_rating: how an observation writes "no rating": one step below the scale.
     """
 
@@ -99,8 +98,8 @@ class Sessions(ABC):
         self._popularity0 = midrank_percentile(self._counts0)
 
         d, n_bytes = population.vectors.shape[1], population.clicked_bits.shape[1]
-        self.who = np.zeros((n_rows, 5), np.int64)
-        self.who[:, EPISODE] = -1
+        self.who = np.zeros((n_rows, len(Who)), np.int64)
+        self.who[:, Who.EPISODE] = -1
         self.vectors = np.zeros((n_rows, d), np.float32)
         self.satiation = np.zeros((n_rows, n_genres), np.float32)
         self.genre_counts = np.zeros((n_rows, n_genres), np.float32)
@@ -118,7 +117,7 @@ class Sessions(ABC):
 
         shape = (n_rows, slate_size)
         self._flags, self._floats = np.zeros((2, *shape), np.bool_), np.zeros((2, *shape), np.float32)
-        self.parts = np.zeros((n_rows, 5))
+        self.parts = np.zeros((n_rows, len(Parts)))
         self._everyone, self._nobody = np.ones(n_rows, np.bool_), np.full(n_rows, -1, np.int64)
         self._bind()
 
@@ -142,7 +141,7 @@ class Sessions(ABC):
     def leave(self, rows: NDArray[np.bool_]) -> None:
         """Keep the state in which the sessions of some rows leave their users, a round later, for `begin` to recall."""
         for row in np.flatnonzero(rows):
-            if self.who[row, EPISODE] >= 0:
+            if self.who[row, Who.EPISODE] >= 0:
                 self._store(row)
 
     def come_back(self, rows: NDArray[np.bool_], rounds: LongArray) -> None:
@@ -153,8 +152,8 @@ class Sessions(ABC):
             rounds: (n_rows,) that have passed.
         """
         self._rest(np.flatnonzero(rows), rounds[rows])
-        self.who[rows, EPISODE] += 1
-        self.who[rows, PAGE] = 0
+        self.who[rows, Who.EPISODE] += 1
+        self.who[rows, Who.PAGE] = 0
 
     def satisfaction(self) -> FloatArray:
         """Moving average of page satisfaction of the user of each row, (n_rows,), in [0, 1]."""
@@ -198,25 +197,25 @@ class Sessions(ABC):
     def observe(self, *, out: Observation | None = None) -> Observation:
         """What is observed of every row now: before its first page, or after its last one."""
         observation = self.blank() if out is None else out
-        new = self.who[:, PAGE] == 0
+        new = self.who[:, Who.PAGE] == 0
         self._observe(new, observation)
         if not new.all():
             self._observe(~new, observation, first=False)
         return observation
 
     def blank(self) -> Observation:
-        """Fresh, unset arrays of an observation, in the order in which the kernels fill them."""
+        """Fresh, unset arrays of an observation."""
         n, h, k = self.n_rows, self.history_size, self.slate_size
-        return {
-            "user": np.empty((n, self.n_features), np.float32),
-            "history_items": np.empty((n, h), np.int32),
-            "history_clicks": np.empty((n, h), np.int8),
-            "history_ratings": np.empty((n, h), np.float32),
-            "slate": np.empty((n, k), np.int32),
-            "clicks": np.empty((n, k), np.int8),
-            "ratings": np.empty((n, k), np.float32),
-            "page": np.empty((n, 1), np.int32),
-        }
+        return Observation(
+            user=np.empty((n, self.n_features), np.float32),
+            history_items=np.empty((n, h), np.int32),
+            history_clicks=np.empty((n, h), np.int8),
+            history_ratings=np.empty((n, h), np.float32),
+            slate=np.empty((n, k), np.int32),
+            clicks=np.empty((n, k), np.int8),
+            ratings=np.empty((n, k), np.float32),
+            page=np.empty((n, 1), np.int32),
+        )
 
     def allowed(self) -> NDArray[np.bool_]:
         """Items that do not act as empty, (n_rows, n_items)."""
@@ -227,7 +226,7 @@ class Sessions(ABC):
     def true_utility(self) -> FloatArray:
         """Utility of every item for the user of each row as it is now, (n_rows, n_items); the oracle's view."""
         head = self.users.population.tastes.choice
-        logits = self.vectors @ head.item_vectors.T + head.user_bias[self.who[:, USER], None] + head.item_bias
+        logits = self.vectors @ head.item_vectors.T + head.user_bias[self.who[:, Who.USER], None] + head.item_bias
         return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float32)
 
     # -- snapshots ---------------------------------------------------------------------------------------------
@@ -278,7 +277,7 @@ class Sessions(ABC):
 
     def _observe(self, rows: NDArray[np.bool_], observation: Observation, *, first: bool = True) -> None:
         """What is observed of some rows before their first page, or after a later one."""
-        out = tuple(observation.values())
+        out = tuple(observation)  # Numba recognises a plain tuple sooner
         observe_rows(rows, first, self.who, self.genre_counts, self._profile, self.no_rating, self._seen, out)
 
     @abstractmethod
@@ -288,7 +287,7 @@ class Sessions(ABC):
     def _store(self, row: Any) -> None:
         kept = {name: getattr(self, name)[row].copy() for name in _ROWS}
         self.users.dynamics.rest(kept["satiation"], kept["mood"][:1])
-        self._kept[int(self.who[row, USER])] = kept | {"newest": self.who[row, NEWEST].copy()}
+        self._kept[int(self.who[row, Who.USER])] = kept | {"newest": self.who[row, Who.NEWEST].copy()}
 
     def _rest(self, rows: LongArray, rounds: LongArray) -> None:
         satiation, mood = self.satiation[rows], self.mood[rows]
@@ -296,11 +295,11 @@ class Sessions(ABC):
         self.satiation[rows], self.mood[rows] = satiation, mood
 
     def _recall(self, row: Any) -> None:
-        kept = self._kept.get(int(self.who[row, USER]))
+        kept = self._kept.get(int(self.who[row, Who.USER]))
         if kept is not None:
             for name in _ROWS:
                 getattr(self, name)[row] = kept[name]
-            self.who[row, NEWEST] = kept["newest"]
+            self.who[row, Who.NEWEST] = kept["newest"]
 
 
 def _newest(log: Interactions, n_users: int, n: int, no_rating: float) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.sessions.base import Observation, Sessions
-from agents.sessions.rows import EPISODE, LEFT, PAGE, SEED, USER, finish_rows, observe_rows, serve_rows
+from agents.sessions.base import Sessions
+from agents.sessions.rows import finish_rows, observe_rows, serve_rows
 from simenv.datasets.base import FloatArray, LongArray
+from simenv.envs.sessions import Observation, Parts, Who
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, uniforms
 
@@ -39,11 +40,11 @@ class ModelSessions(Sessions):
 
     def begin(self, rows: NDArray[np.bool_], users: LongArray | None = None, *, keep: bool = False) -> None:
         chosen = np.full(self.n_rows, -1) if users is None else users.copy()
-        taken = set(self.who[~rows, USER].tolist())
+        taken = set(self.who[~rows, Who.USER].tolist())
         for row in np.flatnonzero(rows):
             user = int(chosen[row])
             if user < 0:
-                key = Key(int(self.who[row, SEED]), int(self.who[row, EPISODE]) + 1)
+                key = Key(int(self.who[row, Who.SEED]), int(self.who[row, Who.EPISODE]) + 1)
                 user = int(uniforms(key, Purpose.SESSION_USER, 0, 0) * self.n_users)
             while user in taken:
                 user = (user + 1) % self.n_users
@@ -51,9 +52,9 @@ class ModelSessions(Sessions):
             chosen[row] = user
         super().begin(rows, chosen, keep=keep)
         if keep:
-            self.users.end_round(int(self.who[rows, EPISODE].max()) - 1)
+            self.users.end_round(int(self.who[rows, Who.EPISODE].max()) - 1)
         else:
-            self.users.forget(self.who[rows, USER], self._start)
+            self.users.forget(self.who[rows, Who.USER], self._start)
 
     def restore_world(self) -> None:
         super().restore_world()
@@ -64,16 +65,16 @@ class ModelSessions(Sessions):
         super().renew_popularity()
 
     def satisfaction(self) -> FloatArray:
-        return self.users.satisfaction[self.who[:, USER]]
+        return self.users.satisfaction[self.who[:, Who.USER]]
 
     def _rest(self, rows: LongArray, rounds: LongArray) -> None:
-        population, users = self.users.population, self.who[rows, USER]
+        population, users = self.users.population, self.who[rows, Who.USER]
         satiation, fatigue = population.satiation[users], population.fatigue[users]
         self.users.dynamics.rest(satiation, fatigue, rounds)
         population.satiation[users], population.fatigue[users] = satiation, fatigue
 
     def true_utility(self) -> FloatArray:
-        return self.users.utility(self.who[:, USER])
+        return self.users.utility(self.who[:, Who.USER])
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"users": self.users.state_dict()}
@@ -95,19 +96,19 @@ class ModelSessions(Sessions):
         served = np.empty(slates.shape, np.int32)
         serve_rows(playing, slates, self.bits, self.repeat == "never", np.zeros(self.n_items, np.bool_), served)
         population = self.users.population
-        stamps = np.unique(self.who[playing][:, [EPISODE, PAGE]], axis=0)
+        stamps = np.unique(self.who[playing][:, [Who.EPISODE, Who.PAGE]], axis=0)
         for episode, page in stamps:
-            rows = np.flatnonzero(playing & (self.who[:, EPISODE] == episode) & (self.who[:, PAGE] == page))
-            key = Key(int(self.who[0, SEED]), int(episode), int(page))
-            users = self.who[rows, USER]
+            rows = np.flatnonzero(playing & (self.who[:, Who.EPISODE] == episode) & (self.who[:, Who.PAGE] == page))
+            key = Key(int(self.who[0, Who.SEED]), int(episode), int(page))
+            users = self.who[rows, Who.USER]
             responses = self.users.respond(users, served[rows], key)
             self.examined[rows], self.clicked[rows] = responses.examined, responses.clicked
             self.ratings[rows], self.utility[rows] = responses.ratings, np.nan_to_num(responses.utility)
-            self.parts[rows, LEFT] = responses.exited
+            self.parts[rows, Parts.LEFT] = responses.exited
             self.bits[rows] = population.clicked_bits[users]
             self.genre_counts[rows] = population.genre_counts[users]
-        left, page = self.parts[:, LEFT] > 0, (self.clicked, self.ratings, self.utility)
+        left, page = self.parts[:, Parts.LEFT] > 0, (self.clicked, self.ratings, self.utility)
         finish_rows(playing, slates, left, self.no_rating, self.history_size, self.who, self._seen, page, self.parts)
-        out = tuple(observation.values())
+        out = tuple(observation)
         observe_rows(playing, False, self.who, self.genre_counts, self._profile, self.no_rating, self._seen, out)
         return -1

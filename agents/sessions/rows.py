@@ -10,12 +10,11 @@ from typing import Any
 import numba as nb
 import numpy as np
 
+from simenv.envs.sessions import Parts, Who
 from simenv.randomness import Purpose, fold, to_uniform
 
-# Columns of `Sessions.who`; the first four are those of `agents.choice.rule`.
-USER, SEED, EPISODE, PAGE, NEWEST = range(5)
-# Columns of `Sessions.parts`.
-CLICKS, RATING, UTILITY, RETENTION, LEFT = range(5)
+USER, SEED, EPISODE, PAGE, NEWEST = map(int, Who)
+CLICKS, RATING, UTILITY, RETENTION, LEFT = map(int, Parts)
 _SESSION_USER = int(Purpose.SESSION_USER)
 _rows = nb.njit(cache=True, nogil=True, _nrt=False, error_model="numpy")  # type: ignore[call-overload]
 
@@ -205,7 +204,7 @@ def observe_rows(
         profile: (n_users, n) figures of users.
         no_rating: how an observation writes it.
         seen: impressions of the rows: items, clicks, ratings.
-        out: the arrays of an observation, in the order of `Sessions.blank`.
+        out: the arrays of a `simenv.envs.sessions.Observation`.
     """
     o_user, o_items, o_hclicks, o_hratings, o_slate, o_clicks, o_ratings, o_page = out
     seen_items, seen_clicks, seen_ratings = seen

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from simenv.envs.errors import InvalidActionError, OptionError, ResetNeededError
-from simenv.envs.world import MAX_SEED, check_digest, check_options, check_size, make_world, world_digest
+from simenv.envs.world import World, check_digest, check_options, check_size, parted, world_digest
 from simenv.errors import SimenvError
 from simenv.events import Events
 from simenv.metrics.formulas import coverage, gini
@@ -52,14 +52,13 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     Info: every metric of the round by name, ``engagement``, ``harm``, ``round``.
 
     Args:
-        dataset, agent, seed, n_users, n_items: as in `SlateEnv`.
         recommender: base recommender: a name of ``conf/recommender``, a mapping with ``name`` or ``_target_`` and
             options, or an unfitted recommender with scores.
         rounds: rounds of an episode.
         engagement, harm, harm_weight, group: see the reward; harm None = none.
         max_penalty: popularity penalty at action 1.
-        slate_size, max_pages, retrain_every, activity, attrition: of the loop, see `simenv.platform.Schedule`.
-        repeat: ``never`` or ``always``.
+        options: those of `simenv.envs.world.World` (dataset, agent, seed, n_users, n_items, repeat), and of the loop
+            those of `simenv.platform.Schedule` (slate_size, max_pages, retrain_every, activity, attrition, ...).
 
     Raises:
         OptionError: an option that is unknown or out of range.
@@ -70,8 +69,6 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     def __init__(
         self,
         *,
-        dataset: Any = "synthetic",
-        agent: Any = "choice",
         recommender: Any = "itemknn",
         rounds: int = 20,
         engagement: str = "clicks",
@@ -79,16 +76,8 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         harm_weight: float = 0.5,
         group: str = "taste",
         max_penalty: float = 0.5,
-        seed: int = 0,
-        n_users: int | None = None,
-        n_items: int | None = None,
-        slate_size: int = 10,
-        max_pages: int = 1,
-        retrain_every: int = 1,
-        activity: float = 1.0,
-        attrition: float = 0.0,
-        repeat: str = "never",
         render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         from simenv.platform import Platform, Schedule  # Mesa loads here
 
@@ -102,37 +91,29 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < np.inf:
                 raise OptionError(f"{name}={value!r}: expected a number >= 0")
         self.rounds = check_size("rounds", rounds)
-        check_size("seed", seed, 0, MAX_SEED)
-        self.dataset, self.users = make_world(
-            dataset, agent, seed=seed, n_users=n_users, n_items=n_items, repeat=repeat
-        )
-        self.reference = Reference.from_dataset(self.dataset, seed)
-        self.engagement, self.harm, self.harm_weight = engagement, harm, harm_weight
-        self.max_penalty, self.render_mode = max_penalty, render_mode
-        self._groups = [g for name, g in self.reference.groups.items() if name.startswith(f"{group}=")]
-        if harm == "group_gap" and len(self._groups) < 2:
-            raise OptionError(f"group={group!r}: {self.dataset.name} has no such attribute with groups to compare")
         try:
+            world, schedule = parted(options, World, Schedule)
+            self.dataset, self.users = world.make()
+            self.reference = Reference.from_dataset(self.dataset, world.seed)
+            self._groups = [g for name, g in self.reference.groups.items() if name.startswith(f"{group}=")]
+            if harm == "group_gap" and len(self._groups) < 2:
+                raise OptionError(f"group={group!r}: {self.dataset.name} has no such attribute with groups to compare")
             base = make(recommender, "recommender")
             if not callable(getattr(base, "scores", None)):
                 raise OptionError(f"recommender={recommender!r}: expected one with scores, which the knobs can re-rank")
             self._penalty = resolve("recommenders.rerank.PopularityPenalty")(base, strength=0.0)
             self._calibrated = resolve("recommenders.rerank.Calibrated")(self._penalty, strength=0.0)
             self._explorer = resolve("recommenders.rerank.EpsilonGreedy")(self._calibrated, epsilon=0.0)
-            schedule = Schedule(
-                slate_size=slate_size,
-                max_pages=max_pages,
-                retrain_every=retrain_every,
-                activity=activity,
-                attrition=attrition,
-            )
             # One model for all episodes: Mesa never lets go of one that has had agents.
-            self.platform = Platform(self.dataset, self.users, self._explorer, seed=seed, schedule=schedule)
+            self.platform = Platform(self.dataset, self.users, self._explorer, seed=world.seed, schedule=schedule)
         except SimenvError as error:
             raise error if isinstance(error, OptionError) else OptionError(str(error)) from error
-        self._start = self.users.state_dict()
+        self.engagement, self.harm, self.harm_weight = engagement, harm, harm_weight
+        self.max_penalty, self.render_mode = max_penalty, render_mode
         kind = type(base).__qualname__
-        self._world = world_digest(self.dataset, self.users, seed=seed, repeat=repeat, recommender=kind, loop=schedule)
+        settings = {"seed": world.seed, "repeat": world.repeat, "recommender": kind, "loop": schedule}
+        self._world = world_digest(self.dataset, self.users, **settings)
+        self._start = self.users.state_dict()
         self.action_space = spaces.Box(0.0, 1.0, (len(KNOBS),), np.float32)
         self.observation_space = spaces.Box(0.0, 1.0, (len(OBSERVED) + 1 + len(KNOBS),), np.float32)
         self._action = np.zeros(len(KNOBS), np.float32)

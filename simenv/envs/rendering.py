@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.datasets.base import Dataset
-from simenv.envs.world import PAGE, USER, Sessions
+from simenv.envs.sessions import Parts, Sessions, Who
 
 WIDTH, ROW, TOP = 640, 30, 54
 _INK, _PALE, _PAPER, _GREEN = (33, 37, 41), (134, 142, 150), (255, 255, 255), (211, 249, 216)
@@ -16,7 +16,7 @@ _INK, _PALE, _PAPER, _GREEN = (33, 37, 41), (134, 142, 150), (255, 255, 255), (2
 
 def page_lines(dataset: Dataset, sessions: Sessions, row: int, slate: NDArray[Any] | None) -> tuple[str, list[str]]:
     """Heading and one line per slot: rank, a mark where clicked, title, genres, rating."""
-    user = dataset.user_ids[int(sessions.who[row, USER])]
+    user = dataset.user_ids[int(sessions.who[row, Who.USER])]
     if slate is None:
         return f"user {user}: no page yet", []
     catalog, lines = dataset.catalog, []
@@ -26,8 +26,8 @@ def page_lines(dataset: Dataset, sessions: Sessions, row: int, slate: NDArray[An
         given = "" if np.isnan(rating) else f"  rated {rating:g}"
         mark = "x" if sessions.clicked[row, rank] else " "
         lines.append(f"{rank + 1:2d}. [{mark}] {catalog.titles[item]} ({genres or 'no genre'}){given}")
-    state = "leaves" if sessions.parts[row, 4] > 0 else "stays"
-    return f"user {user}, page {int(sessions.who[row, PAGE])}, {state}", lines
+    state = "leaves" if sessions.parts[row, Parts.LEFT] > 0 else "stays"
+    return f"user {user}, page {int(sessions.who[row, Who.PAGE])}, {state}", lines
 
 
 def page_text(dataset: Dataset, sessions: Sessions, row: int, slate: NDArray[Any] | None) -> str:

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from simenv.datasets.base import LongArray
 from simenv.envs.errors import OptionError
+from simenv.envs.sessions import Observation, Observed, Who
 from simenv.envs.slate import SlateEnv
 from simenv.envs.tasks import POLICIES, TASKS
 from simenv.envs.vector import SlateVectorEnv
-from simenv.envs.world import EPISODE, SEED, USER, Observation, check_size
+from simenv.envs.world import check_size
 from simenv.randomness import Purpose, hash64
 
 _ALL = np.ones(1, np.bool_)
@@ -60,7 +61,7 @@ class Life:
 
     def gaps(self, who: LongArray, satisfaction: NDArray[Any]) -> LongArray:
         """Days until each user comes back, at least 1, (n,); geometric, keyed by the row's seed, user and episode."""
-        state = hash64(who[:, SEED], int(Purpose.RETURN), who[:, USER], who[:, EPISODE], 0, 0)
+        state = hash64(who[:, Who.SEED], int(Purpose.RETURN), who[:, Who.USER], who[:, Who.EPISODE], 0, 0)
         luck = (state >> np.uint64(11)) * 2.0**-53
         return 1 + np.floor(np.log1p(-luck) / np.log1p(-self.chance(satisfaction))).astype(np.int64)
 
@@ -107,13 +108,13 @@ class RetentionEnv(SlateEnv):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    ) -> tuple[Observed, dict[str, Any]]:
         """Begin the next user's life."""
         observation, info = super().reset(seed=seed, options=options)
         self._day = 0
         return self._dated(observation), info | {"day": 0}
 
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Observed, float, bool, bool, dict[str, Any]]:
         """Show one page; after the last of a session the user may come back."""
         observation, reward, left, capped, info = super().step(action)
         over = False
@@ -126,7 +127,7 @@ class RetentionEnv(SlateEnv):
                 reward += self.life.return_value
                 self.sessions.come_back(_ALL, np.array([gap]))
                 self._playing = True
-                observation = {name: values[0] for name, values in self.sessions.observe().items()}
+                observation = {name: values[0] for name, values in self.sessions.observe()._asdict().items()}
         return self._dated(observation), reward, over, False, info | {"day": self._day}
 
     def get_state(self) -> dict[str, Any]:
@@ -138,7 +139,7 @@ class RetentionEnv(SlateEnv):
         super().set_state(state)
         self._day = state["day"]
 
-    def _dated(self, observation: Observation) -> Observation:
+    def _dated(self, observation: Observed) -> Observed:
         return observation | {"day": np.array([self._day / self.life.days], np.float32)}
 
 
@@ -187,17 +188,17 @@ class RetentionVectorEnv(SlateVectorEnv):
         super()._begin(rows, users, keep=keep)
         self._day[rows] = 0
 
-    def _seen(self, observation: Observation) -> Observation:
-        return observation | {"day": (self._day / self.life.days).astype(np.float32)[:, None]}
+    def _seen(self, observation: Observation) -> Observed:
+        return super()._seen(observation) | {"day": (self._day / self.life.days).astype(np.float32)[:, None]}
 
     def _after_page(
         self,
         playing: NDArray[np.bool_],
-        observation: Observation,
+        observation: Observed,
         rewards: NDArray[np.float64],
         ends: tuple[NDArray[np.bool_], NDArray[np.bool_]],
         info: dict[str, Any],
-    ) -> Observation:
+    ) -> Observed:
         terminated, truncated = ends
         ended = playing & (terminated | truncated)
         info |= {"day": self._day.copy(), "_day": np.ones(self.num_envs, np.bool_)}

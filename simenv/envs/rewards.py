@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.envs.errors import OptionError
+from simenv.envs.sessions import Parts
 
-NAMES = ("clicks", "rating", "utility", "retention")
+NAMES = tuple(part.name.lower() for part in Parts if part is not Parts.LEFT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,24 +11,18 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from simenv.envs.errors import InvalidActionError, OptionError, ResetNeededError
-from simenv.envs.rewards import Page, Reward, RewardFunction
+from simenv.envs.rewards import Page
+from simenv.envs.sessions import Observed, Parts, Sessions, Who
 from simenv.envs.world import (
-    EPISODE,
-    LEFT,
-    MAX_SEED,
-    PAGE,
-    SEED,
-    USER,
-    Observation,
-    Sessions,
+    Visit,
+    World,
     check_digest,
     check_options,
     check_size,
     luck_seed,
-    make_world,
     observation_space,
+    parted,
     user_row,
-    world_digest,
 )
 from simenv.errors import SimenvError
 from simenv.randomness import hash64
@@ -37,7 +31,7 @@ _ALL = np.ones(1, np.bool_)
 RESET_OPTIONS = ("keep_world", "user")
 
 
-class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
+class SlateEnv(gym.Env[Observed, NDArray[np.int64]]):
     """One user's session: each step shows a page, the episode ends when the user leaves.
 
     Action: ``MultiDiscrete([n_items] * slate_size)``, items from the top of the page. Every action in the space is
@@ -62,8 +56,7 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
     policies meet the same luck. The world - catalogue, users, warm start - comes from the option `seed` alone.
 
     Args:
-        dataset: see `simenv.envs.world.make_world`.
-        agent: likewise.
+        dataset, agent: see `simenv.envs.world.World`.
         slate_size: items a page.
         max_pages: pages a session at most.
         reward: a name, a mapping of names to weights, or a function of a `Page`.
@@ -85,50 +78,28 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own form
 
-    def __init__(
-        self,
-        *,
-        dataset: Any = "synthetic",
-        agent: Any = "choice",
-        slate_size: int = 10,
-        max_pages: int = 20,
-        reward: str | dict[str, float] | RewardFunction = "clicks",
-        seed: int = 0,
-        n_users: int | None = None,
-        n_items: int | None = None,
-        repeat: str = "never",
-        history_size: int = 30,
-        keep_world: bool = False,
-        texts: bool = True,
-        render_mode: str | None = None,
-    ) -> None:
+    def __init__(self, *, texts: bool = True, render_mode: str | None = None, **options: Any) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise OptionError(f"render_mode={render_mode!r}: expected ansi, rgb_array or None")
-        self.reward = Reward.of(reward)
-        self.max_pages = check_size("max_pages", max_pages)
-        check_size("seed", seed, 0, MAX_SEED)
-        self.dataset, users = make_world(dataset, agent, seed=seed, n_users=n_users, n_items=n_items, repeat=repeat)
-        check_size("slate_size", slate_size, 1, self.dataset.n_items)
-        check_size("history_size", history_size)
-        self.sessions: Sessions = users.sessions(1, slate_size=slate_size, history_size=history_size, repeat=repeat)
-        self.render_mode, self.texts, self.keep_world = render_mode, texts, keep_world
+        world, visit = parted(options, World, Visit)
+        self.sessions: Sessions
+        self.dataset, self.sessions, self.reward, self._world = visit.open(world, 1, details=True)
+        self.max_pages, self.keep_world = visit.max_pages, visit.keep_world
+        self.render_mode, self.texts = render_mode, texts
         self.observation_space = observation_space(self.sessions)  # type: ignore[assignment]
-        self.action_space = spaces.MultiDiscrete([self.dataset.n_items] * slate_size)
+        self.action_space = spaces.MultiDiscrete([self.dataset.n_items] * visit.slate_size)
         self.propensity: NDArray[np.float64] | None = None
         self._titles = np.array(self.dataset.catalog.titles, dtype=object)
-        self._position = np.arange(slate_size)
-        self._action = np.zeros((1, slate_size), np.int64)
+        self._position = np.arange(visit.slate_size)
+        self._action = np.zeros((1, visit.slate_size), np.int64)
         self._playing = False
-        self._world = world_digest(
-            self.dataset, users, seed=seed, slate_size=slate_size, history_size=history_size, repeat=repeat
-        )
         self._bind()
 
     # -- Gymnasium --------------------------------------------------------------------------------------------
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    ) -> tuple[Observed, dict[str, Any]]:
         """Begin the next session; see the class for options."""
         who = self.sessions.who
         begins_anew = seed is not None or self._np_random is None
@@ -145,14 +116,14 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
             self.sessions.restore_world()
         if begins_anew:
             super().reset(seed=seed)
-            who[0, SEED] = luck_seed(self.np_random_seed)  # of the system's making where none was given
-            who[0, EPISODE] = -1
+            who[0, Who.SEED] = luck_seed(self.np_random_seed)  # of the system's making where none was given
+            who[0, Who.EPISODE] = -1
         self.sessions.begin(_ALL, users, keep=keep)
         self._playing = True
         self.sessions.observe(out=self._rows)
-        return {name: values.copy() for name, values in self._row}, {"user": int(who[0, USER])}
+        return {name: values.copy() for name, values in self._row}, {"user": int(who[0, Who.USER])}
 
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Observed, float, bool, bool, dict[str, Any]]:
         """Show one page.
 
         Raises:
@@ -179,11 +150,11 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
             reward = sum([weight * parts[at] for at, weight in self.reward.terms])
         else:
             reward = float(self.reward(sessions.parts, self._page)[0])
-        terminated = parts[LEFT] > 0
-        truncated = not terminated and int(sessions.who[0, PAGE]) >= self.max_pages
+        terminated = parts[Parts.LEFT] > 0
+        truncated = not terminated and int(sessions.who[0, Who.PAGE]) >= self.max_pages
         self._playing = not (terminated or truncated)
         info = {
-            "user": int(sessions.who[0, USER]),
+            "user": int(sessions.who[0, Who.USER]),
             "position": self._position.copy(),
             "utility": sessions.utility[0].copy(),
             "examined": sessions.examined[0].copy(),
@@ -203,12 +174,12 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
                 "render() without a render_mode; make the environment with render_mode='ansi' or 'rgb_array'"
             )
             return None
-        if self.sessions.who[0, EPISODE] < 0:
+        if self.sessions.who[0, Who.EPISODE] < 0:
             raise ResetNeededError("Cannot call env.render() before calling env.reset()")
         from simenv.envs.rendering import page_image, page_text
 
         draw = page_text if self.render_mode == "ansi" else page_image
-        return draw(self.dataset, self.sessions, 0, self._action[0] if self.sessions.who[0, PAGE] else None)
+        return draw(self.dataset, self.sessions, 0, self._action[0] if self.sessions.who[0, Who.PAGE] else None)
 
     # -- beyond Gymnasium -------------------------------------------------------------------------------------
 
@@ -265,7 +236,7 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
             other._np_random = copy.deepcopy(self._np_random)
             other.action_space, other.observation_space = copy.deepcopy((self.action_space, self.observation_space))
             if luck == "fresh":
-                other.sessions.who[:, SEED] = fresh_seeds(self.sessions.who, branch)
+                other.sessions.who[:, Who.SEED] = fresh_seeds(self.sessions.who, branch)
             branches.append(other)
         return branches
 
@@ -281,10 +252,10 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
     def _bind(self) -> None:
         """Buffers that each page is written to before it is copied out."""
         self._rows = self.sessions.blank()
-        self._row = [(name, values[0]) for name, values in self._rows.items()]
+        self._row = [(name, values[0]) for name, values in self._rows._asdict().items()]
 
     def _why_reset(self) -> str:
-        if self.sessions.who[0, EPISODE] < 0:
+        if self.sessions.who[0, Who.EPISODE] < 0:
             return "Cannot call env.step() before calling env.reset()"
         return "Cannot call env.step() after the episode has ended, or a page has failed: call env.reset() first"
 
@@ -297,19 +268,19 @@ class SlateEnv(gym.Env[Observation, NDArray[np.int64]]):
 
 def fresh_seeds(who: NDArray[np.int64], branch: int) -> NDArray[np.int64]:
     """Seeds for a branch with luck of its own, (n_rows,), a hash of the seeds so far and the place in the session."""
-    state = hash64(who[:, SEED], -1, branch, who[:, EPISODE], who[:, PAGE], 0)
+    state = hash64(who[:, Who.SEED], -1, branch, who[:, Who.EPISODE], who[:, Who.PAGE], 0)
     return (state >> np.uint64(2)).astype(np.int64)
 
 
 def page_of(sessions: Sessions, slates: NDArray[np.int64]) -> Page:
     """The last page of every row, as copies."""
     return Page(
-        users=sessions.who[:, USER].copy(),
-        page=sessions.who[:, PAGE] - 1,
+        users=sessions.who[:, Who.USER].copy(),
+        page=sessions.who[:, Who.PAGE] - 1,
         slates=slates.copy(),
         examined=sessions.examined.copy(),
         clicked=sessions.clicked.copy(),
         ratings=sessions.ratings.copy(),
         utility=sessions.utility.copy(),
-        exited=sessions.parts[:, LEFT] > 0,
+        exited=sessions.parts[:, Parts.LEFT] > 0,
     )

@@ -13,30 +13,24 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from simenv.envs.errors import InvalidActionError, OptionError, ResetNeededError
-from simenv.envs.rewards import NAMES, Reward, RewardFunction
+from simenv.envs.rewards import NAMES
+from simenv.envs.sessions import Observation, Observed, Parts, Sessions, Who
 from simenv.envs.slate import RESET_OPTIONS, fresh_seeds, page_of
 from simenv.envs.world import (
-    EPISODE,
-    LEFT,
-    MAX_SEED,
-    PAGE,
-    SEED,
-    USER,
-    Observation,
-    Sessions,
+    Visit,
+    World,
     check_digest,
     check_options,
     check_size,
     luck_seed,
-    make_world,
     observation_space,
+    parted,
     user_row,
-    world_digest,
 )
 from simenv.errors import SimenvError
 
 
-class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
+class SlateVectorEnv(gym.vector.VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
     """`num_envs` sessions of one world: one catalogue, one population, one popularity.
 
     Row b equals a `SlateEnv` whose last seeded reset had seed s + b, draw for draw, as long as nothing shared differs:
@@ -61,8 +55,9 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         autoreset_mode: one of `gymnasium.vector.AutoresetMode`, or its value.
         details: whether `info` has what needs the utility of every slot, a third of the work. A reward that needs it
             is computed all the same.
-        dataset, agent, slate_size, max_pages, reward, seed, n_users, n_items, repeat, history_size, keep_world,
-            render_mode: as in `SlateEnv`. With `keep_world` users come back as their last session left them.
+        render_mode: as in `SlateEnv`.
+        options: dataset, agent, slate_size, max_pages, reward, seed, n_users, n_items, repeat, history_size and
+            keep_world, as in `SlateEnv`. With `keep_world` users come back as their last session left them.
 
     Reset options: ``keep_world``; ``user``, one for all rows or one each; ``reset_mask``, after which rows outside it
     are observed as they were. A seed for all rows restores the world, unless ``keep_world`` is among the options too.
@@ -78,20 +73,10 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         self,
         num_envs: int = 1,
         *,
-        dataset: Any = "synthetic",
-        agent: Any = "choice",
-        slate_size: int = 10,
-        max_pages: int = 20,
-        reward: str | dict[str, float] | RewardFunction = "clicks",
-        seed: int = 0,
-        n_users: int | None = None,
-        n_items: int | None = None,
-        repeat: str = "never",
-        history_size: int = 30,
-        keep_world: bool = False,
         details: bool = False,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise OptionError(f"render_mode={render_mode!r}: expected ansi, rgb_array or None")
@@ -101,41 +86,28 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
             modes = ", ".join(mode.value for mode in AutoresetMode)
             raise OptionError(f"autoreset_mode={autoreset_mode!r}: expected one of {modes}") from error
         self.num_envs = check_size("num_envs", num_envs)
-        self.reward = Reward.of(reward)
-        self.max_pages = check_size("max_pages", max_pages)
-        check_size("seed", seed, 0, MAX_SEED)
-        self.dataset, users = make_world(dataset, agent, seed=seed, n_users=n_users, n_items=n_items, repeat=repeat)
-        check_size("slate_size", slate_size, 1, self.dataset.n_items)
-        check_size("history_size", history_size)
-        self.sessions: Sessions = users.sessions(
-            self.num_envs,
-            slate_size=slate_size,
-            history_size=history_size,
-            repeat=repeat,
-            every_utility=details or self.reward.needs_utility,
-        )
+        world, visit = parted(options, World, Visit)
+        self.sessions: Sessions
+        self.dataset, self.sessions, self.reward, self._world = visit.open(world, self.num_envs, details=details)
+        self.max_pages, self.keep_world = visit.max_pages, visit.keep_world
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.render_mode, self.keep_world, self.details = render_mode, keep_world, details
+        self.render_mode, self.details = render_mode, details
         self.single_observation_space: spaces.Dict[Any] = observation_space(self.sessions)
-        self.single_action_space = spaces.MultiDiscrete([self.dataset.n_items] * slate_size)
+        self.single_action_space = spaces.MultiDiscrete([self.dataset.n_items] * visit.slate_size)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.propensity: NDArray[np.float64] | None = None
-        self._actions = np.zeros((self.num_envs, slate_size), np.int64)
+        self._actions = np.zeros((self.num_envs, visit.slate_size), np.int64)
         self._ended = np.ones(self.num_envs, np.bool_)  # rows whose session is over, or has not begun
         self._n_ended = 0  # since popularity was last renewed
         self._failed = False  # whether a page ended in an error
-        self._keep = keep_world
-        own = {"num_envs": self.num_envs, "every_utility": self.sessions.every_utility}
-        self._world = world_digest(
-            self.dataset, users, seed=seed, slate_size=slate_size, history_size=history_size, repeat=repeat, **own
-        )
+        self._keep = self.keep_world
 
     # -- Gymnasium --------------------------------------------------------------------------------------------
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    ) -> tuple[Observed, dict[str, Any]]:
         """Begin the next session of every row, or of those in ``options["reset_mask"]``.
 
         Args:
@@ -159,11 +131,14 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         self._begin(rows, users, keep=keep)
         self._ended[rows] = False
         self._actions[rows] = -1
-        return self._seen(self.sessions.observe()), {"user": self.sessions.who[:, USER].copy(), "_user": rows.copy()}
+        return self._seen(self.sessions.observe()), {
+            "user": self.sessions.who[:, Who.USER].copy(),
+            "_user": rows.copy(),
+        }
 
     def step(
         self, actions: Any
-    ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    ) -> tuple[Observed, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Show a page to every row.
 
         Raises:
@@ -184,21 +159,21 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         np.copyto(self._actions, slates)
         try:
             if not restarting.any():
-                observation, bad = sessions.play(self._actions)
+                answered, bad = sessions.play(self._actions)
             else:
-                observation, bad = self._restart_and_play(restarting, playing)
+                answered, bad = self._restart_and_play(restarting, playing)
         except SimenvError:
             self._failed = True  # some rows have been answered, others have not
             raise
-        if bad >= 0:
+        if answered is None or bad >= 0:
             raise InvalidActionError(self._why_invalid(slates[bad // slates.shape[1]]))
         parts = sessions.parts
         rewards = self.reward(parts, lambda: page_of(sessions, self._actions))
         rewards[restarting] = 0.0
-        terminated = parts[:, LEFT] > 0
-        truncated = (sessions.who[:, PAGE] >= self.max_pages) & ~terminated
+        terminated = parts[:, Parts.LEFT] > 0
+        truncated = (sessions.who[:, Who.PAGE] >= self.max_pages) & ~terminated
         info = self._info(playing)
-        observation = self._after_page(playing, self._seen(observation), rewards, (terminated, truncated), info)
+        observation = self._after_page(playing, self._seen(answered), rewards, (terminated, truncated), info)
         self._ended = terminated | truncated
         self._n_ended += int(np.count_nonzero(self._ended))
         if self._n_ended >= self.num_envs:
@@ -212,12 +187,12 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         """The page of each row, see `SlateEnv.render`."""
         if self.render_mode is None:
             return None
-        if (self.sessions.who[:, EPISODE] < 0).any():
+        if (self.sessions.who[:, Who.EPISODE] < 0).any():
             raise ResetNeededError("Cannot call envs.render() before calling envs.reset()")
         from simenv.envs.rendering import page_image, page_text
 
         draw = page_text if self.render_mode == "ansi" else page_image
-        pages = [slate if self.sessions.who[row, PAGE] else None for row, slate in enumerate(self._actions)]
+        pages = [slate if self.sessions.who[row, Who.PAGE] else None for row, slate in enumerate(self._actions)]
         return tuple(draw(self.dataset, self.sessions, row, slate) for row, slate in enumerate(pages))
 
     # -- beyond Gymnasium -------------------------------------------------------------------------------------
@@ -268,17 +243,19 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
             for name in ("action_space", "observation_space", "single_action_space", "single_observation_space"):
                 setattr(other, name, copy.deepcopy(getattr(self, name)))
             if luck == "fresh":
-                other.sessions.who[:, SEED] = fresh_seeds(self.sessions.who, branch)
+                other.sessions.who[:, Who.SEED] = fresh_seeds(self.sessions.who, branch)
             branches.append(other)
         return branches
 
     # -- parts ------------------------------------------------------------------------------------------------
 
-    def _restart_and_play(self, restarting: NDArray[np.bool_], playing: NDArray[np.bool_]) -> tuple[Observation, int]:
+    def _restart_and_play(
+        self, restarting: NDArray[np.bool_], playing: NDArray[np.bool_]
+    ) -> tuple[Observation | None, int]:
         """NEXT_STEP: begin the sessions that are due, play the others; on a bad action nothing has happened."""
         bad = self.sessions.first_unknown(self._actions, playing)
         if bad >= 0:
-            return {}, bad
+            return None, bad
         self._begin(restarting, keep=self._keep)
         return self.sessions.play(self._actions, playing)
 
@@ -286,22 +263,22 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         """Start the next episode of some rows."""
         self.sessions.begin(rows, users, keep=keep)
 
-    def _seen(self, observation: Observation) -> Observation:
+    def _seen(self, observation: Observation) -> Observed:
         """The observation of all rows as it is handed out."""
-        return observation
+        return observation._asdict()
 
     def _after_page(
         self,
         playing: NDArray[np.bool_],
-        observation: Observation,
+        observation: Observed,
         rewards: NDArray[np.float64],
         ends: tuple[NDArray[np.bool_], NDArray[np.bool_]],
         info: dict[str, Any],
-    ) -> Observation:
+    ) -> Observed:
         """What a page leads to beyond its session; may change rewards, ends (terminated, truncated), info in place."""
         return observation
 
-    def _restart_now(self, last: Observation, info: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
+    def _restart_now(self, last: Observed, info: dict[str, Any]) -> tuple[Observed, dict[str, Any]]:
         """SAME_STEP: begin the next session of the rows that ended, and keep their last observation and info."""
         ended = self._ended
         final_obs, final_info = np.full(self.num_envs, None, object), _rows_of(info, ended)
@@ -312,7 +289,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         for name, values in last.items():
             values[ended] = first[name][ended]
         info = _rows_of(info, ~ended)  # what a session ended with is in final_info alone
-        info |= {"user": self.sessions.who[:, USER].copy(), "_user": np.ones(self.num_envs, np.bool_)}
+        info |= {"user": self.sessions.who[:, Who.USER].copy(), "_user": np.ones(self.num_envs, np.bool_)}
         info |= {
             "final_obs": final_obs,
             "_final_obs": ended.copy(),
@@ -325,7 +302,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
     def _info(self, playing: NDArray[np.bool_]) -> dict[str, Any]:
         """Arrays over rows; ``_name`` says in which rows ``name`` means something."""
         sessions = self.sessions
-        info: dict[str, Any] = {"user": sessions.who[:, USER].copy(), "_user": np.ones(self.num_envs, np.bool_)}
+        info: dict[str, Any] = {"user": sessions.who[:, Who.USER].copy(), "_user": np.ones(self.num_envs, np.bool_)}
         if self.details:
             parts = {name: sessions.parts[:, at].copy() for at, name in enumerate(NAMES)}
             info["reward_parts"] = parts | {f"_{name}": playing.copy() for name in parts}
@@ -359,18 +336,18 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
                 super().reset(seed=None if seed is None else int(seed))
                 start = self.np_random_seed
                 assert start is not None
-                who[rows, SEED] = [luck_seed(start + int(row)) for row in np.flatnonzero(rows)]
-                who[rows, EPISODE] = -1
+                who[rows, Who.SEED] = [luck_seed(start + int(row)) for row in np.flatnonzero(rows)]
+                who[rows, Who.EPISODE] = -1
             return
         if len(seed) != self.num_envs:
             raise OptionError(f"seed={seed!r}: expected one for each of the {self.num_envs} rows")
         super().reset(seed=next((int(s) for s in seed if s is not None), None))
         for row in np.flatnonzero(rows):
             own = seed[row]
-            if own is None and who[row, EPISODE] >= 0:
+            if own is None and who[row, Who.EPISODE] >= 0:
                 continue
-            who[row, SEED] = self.np_random.integers(2**62) if own is None else luck_seed(_whole(own))
-            who[row, EPISODE] = -1
+            who[row, Who.SEED] = self.np_random.integers(2**62) if own is None else luck_seed(_whole(own))
+            who[row, Who.EPISODE] = -1
 
     def _users(self, users: Any) -> NDArray[np.int64] | None:
         if users is None:
@@ -381,7 +358,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observation, NDArray[np.int64], NDArra
         return np.array([-1 if user is None else user_row(self.dataset, user) for user in each])
 
     def _check_running(self) -> None:
-        if (self.sessions.who[:, EPISODE] < 0).any():
+        if (self.sessions.who[:, Who.EPISODE] < 0).any():
             raise ResetNeededError("Cannot call envs.step() before calling envs.reset()")
         if self.autoreset_mode is AutoresetMode.DISABLED:
             rows = np.flatnonzero(self._ended)

@@ -1,6 +1,6 @@
 """What the environments of one world share: the data set, the users bound to it, and the spaces that follow.
 
-Environments talk to users through `Sessions`; nothing here knows how a user decides, or what a reward is.
+Environments talk to users through `Sessions`; nothing here knows how a user decides.
 """
 
 from __future__ import annotations
@@ -8,79 +8,24 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
 from simenv.datasets import LOADERS, load
-from simenv.datasets.base import Dataset, LongArray, RatingScale, Tastes
+from simenv.datasets.base import Dataset, Tastes
 from simenv.envs.errors import OptionError
+from simenv.envs.rewards import Reward
+from simenv.envs.sessions import Sessions
 from simenv.errors import SimenvError
 from simenv.names import paths
 from simenv.registration import make, resolve
 from simenv.slates import UserModel
 
-USER, SEED, EPISODE, PAGE = range(4)  # columns of `Sessions.who`
 MAX_SEED = 2**63 - 1  # of a world
-LEFT = 4  # column of `Sessions.parts`; those before are `rewards.NAMES`
-Observation = dict[str, NDArray[Any]]
-
-
-class Sessions(Protocol):
-    """Rows of users being served; `agents.sessions.base.Sessions` is the implementation and documents each name."""
-
-    n_rows: int
-    n_users: int
-    n_items: int
-    n_features: int
-    slate_size: int
-    every_utility: bool
-    history_size: int
-    no_rating: float
-    scale: RatingScale
-    who: NDArray[np.int64]
-    mood: NDArray[np.float32]
-    popularity: NDArray[np.float32]
-    examined: NDArray[np.bool_]
-    clicked: NDArray[np.bool_]
-    ratings: NDArray[np.float32]
-    utility: NDArray[np.float32]
-    parts: NDArray[np.float64]
-
-    def begin(self, rows: NDArray[np.bool_], users: LongArray | None = None, *, keep: bool = False) -> None: ...
-
-    def leave(self, rows: NDArray[np.bool_]) -> None: ...
-
-    def come_back(self, rows: NDArray[np.bool_], rounds: LongArray) -> None: ...
-
-    def satisfaction(self) -> NDArray[np.float32]: ...
-
-    def restore_world(self) -> None: ...
-
-    def renew_popularity(self) -> None: ...
-
-    def first_unknown(self, slates: LongArray, playing: NDArray[np.bool_]) -> int: ...
-
-    def play(
-        self, slates: LongArray, playing: NDArray[np.bool_] | None = None, *, out: Observation | None = None
-    ) -> tuple[Observation, int]: ...
-
-    def observe(self, *, out: Observation | None = None) -> Observation: ...
-
-    def blank(self) -> Observation: ...
-
-    def allowed(self) -> NDArray[np.bool_]: ...
-
-    def true_utility(self) -> NDArray[np.float32]: ...
-
-    def copy(self) -> Sessions: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class ServedUsers(UserModel, Protocol):
@@ -88,21 +33,12 @@ class ServedUsers(UserModel, Protocol):
 
     def bind(self, dataset: Dataset, tastes: Tastes, *, seed: int, repeat: str = "never") -> None: ...
 
-    def sessions(self, n_rows: int, **options: Any) -> Sessions: ...
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Options of every environment: the data set, and the users bound to it.
 
-def make_world(
-    dataset: Any,
-    agent: Any,
-    *,
-    seed: int,
-    n_users: int | None = None,
-    n_items: int | None = None,
-    repeat: str = "never",
-) -> tuple[Dataset, ServedUsers]:
-    """A data set, and users bound to it.
-
-    Args:
+    Attributes:
         dataset: a name such as ``synthetic`` or ``ml-100k``, a mapping with ``name`` and the loader's options, or a
             `Dataset`.
         agent: a name of ``conf/agent``, a mapping with ``name`` or ``_target_`` and options, or a user model that is
@@ -110,26 +46,85 @@ def make_world(
         seed: of the world.
         n_users, n_items: as everywhere; None = all.
         repeat: ``never`` or ``always``.
+    """
+
+    dataset: Any = "synthetic"
+    agent: Any = "choice"
+    seed: int = 0
+    n_users: int | None = None
+    n_items: int | None = None
+    repeat: str = "never"
+
+    def make(self) -> tuple[Dataset, ServedUsers]:
+        """The data set, and its users.
+
+        Raises:
+            OptionError: an unknown name or option, or a size that cannot be had.
+        """
+        seed = check_size("seed", self.seed, 0, MAX_SEED)
+        if self.repeat not in ("never", "always"):
+            raise OptionError(f"repeat={self.repeat!r}: expected never or always")
+        try:
+            data = self.dataset
+            if not isinstance(data, Dataset):
+                data = _load(data, seed, self.n_users, self.n_items)
+            tastes = data.tastes
+            if tastes is None:
+                tastes = resolve("agents.tastes.structures.fit_tastes")(dataset=data, seed=seed)
+            users: ServedUsers = make(self.agent, "agent")
+            if not (hasattr(users, "bind") and hasattr(users, "respond")):
+                raise OptionError(f"agent={self.agent!r}: expected one of {', '.join(paths('agent'))}, or a user model")
+            if hasattr(users, "population"):
+                raise OptionError("agent: this user model serves a world already; expected one that is not bound yet")
+            users.bind(data, tastes, seed=seed, repeat=self.repeat)
+        except SimenvError as error:
+            raise error if isinstance(error, OptionError) else OptionError(str(error)) from error
+        return data, users
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """Options of a session, see `simenv.envs.slate.SlateEnv`."""
+
+    slate_size: int = 10
+    max_pages: int = 20
+    reward: Any = "clicks"
+    history_size: int = 30
+    keep_world: bool = False
+
+    def open(self, world: World, n_rows: int, *, details: bool) -> tuple[Dataset, Sessions, Reward, str]:
+        """The data set, rows of sessions over it, the checked reward, and a digest of what a state must fit.
+
+        Args:
+            world: whose users come.
+            n_rows: sessions at once.
+            details: whether the utility of every slot is wanted.
+        """
+        reward = Reward.of(self.reward)
+        check_size("max_pages", self.max_pages)
+        dataset, users = world.make()
+        check_size("slate_size", self.slate_size, 1, dataset.n_items)
+        check_size("history_size", self.history_size)
+        settings = {"slate_size": self.slate_size, "history_size": self.history_size, "repeat": world.repeat}
+        settings["every_utility"] = details or reward.needs_utility
+        digest = world_digest(dataset, users, seed=world.seed, n_rows=n_rows, **settings)
+        return dataset, resolve("agents.sessions.open_sessions")(users, n_rows, **settings), reward, digest
+
+
+def parted(options: Mapping[str, Any], *records: type[Any]) -> list[Any]:
+    """Keyword options of a constructor as records, each option in the one that knows it.
 
     Raises:
-        OptionError: an unknown name or option, or a size that cannot be had.
+        TypeError: an option that none knows.
     """
-    if repeat not in ("never", "always"):
-        raise OptionError(f"repeat={repeat!r}: expected never or always")
-    try:
-        data = dataset if isinstance(dataset, Dataset) else _load(dataset, seed, n_users, n_items)
-        tastes = data.tastes
-        if tastes is None:
-            tastes = resolve("agents.tastes.structures.fit_tastes")(dataset=data, seed=seed)
-        users: ServedUsers = make(agent, "agent")
-        if not hasattr(users, "sessions"):
-            raise OptionError(f"agent={agent!r}: expected one of {', '.join(paths('agent'))}, or a user model")
-        if hasattr(users, "population"):
-            raise OptionError("agent: this user model serves a world already; expected one that is not bound yet")
-        users.bind(data, tastes, seed=seed, repeat=repeat)
-    except SimenvError as error:
-        raise error if isinstance(error, OptionError) else OptionError(str(error)) from error
-    return data, users
+    known = [{field.name for field in fields(record)} for record in records]
+    for name in options:
+        if not any(name in names_ for names_ in known):
+            raise TypeError(f"got an unexpected keyword argument {name!r}")
+    return [
+        record(**{name: value for name, value in options.items() if name in names_})
+        for record, names_ in zip(records, known, strict=True)
+    ]
 
 
 def _load(dataset: Any, seed: int, n_users: int | None, n_items: int | None) -> Dataset:

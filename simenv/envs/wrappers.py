@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from simenv.datasets.base import Dataset, FloatArray
 from simenv.envs.errors import InvalidActionError, OptionError
+from simenv.envs.sessions import Observed, Who
 from simenv.envs.slate import SlateEnv
-from simenv.envs.world import Observation, check_size
+from simenv.envs.world import check_size
 from simenv.events import Events
 from simenv.metrics.reference import genre_weights, midrank_percentile
 
@@ -34,7 +35,7 @@ def _slate_env(env: gym.Env[Any, Any]) -> SlateEnv:
     return inner
 
 
-def flat_features(observation: Observation, dataset: Dataset, *, max_pages: int) -> FloatArray:
+def flat_features(observation: Observed, dataset: Dataset, *, max_pages: int) -> FloatArray:
     """An observation, or a batch of them, as one vector: (F,) or (B, F), every entry in [0, 1].
 
     User features; genres of the impressions looked back on, and of those clicked, as shares of the history; genres of
@@ -70,20 +71,20 @@ def flat_space(env: Any) -> spaces.Space[Any]:
     return spaces.Box(0.0, 1.0, flat_features(blank, env.dataset, max_pages=env.max_pages).shape, np.float32)
 
 
-class FlatObservation(gym.ObservationWrapper[FloatArray, Any, Observation], RecordConstructorArgs):
+class FlatObservation(gym.ObservationWrapper[FloatArray, Any, Observed], RecordConstructorArgs):
     """The observation as one vector in [0, 1], see `flat_features`; for policies without an item embedding.
 
     For the Dict as it is, end to end, `gymnasium.wrappers.FlattenObservation` does.
     """
 
-    def __init__(self, env: gym.Env[Observation, Any]) -> None:
+    def __init__(self, env: gym.Env[Observed, Any]) -> None:
         RecordConstructorArgs.__init__(self)
         gym.ObservationWrapper.__init__(self, env)
         inner = _slate_env(env)
         self._dataset, self._max_pages = inner.dataset, inner.max_pages
         self.observation_space = flat_space(inner)
 
-    def observation(self, observation: Observation) -> FloatArray:
+    def observation(self, observation: Observed) -> FloatArray:
         """The vector."""
         return flat_features(observation, self._dataset, max_pages=self._max_pages)
 
@@ -354,7 +355,7 @@ class EventRecorder(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._pages.append(
             Events(
                 round=np.full(k, self._episode, np.int32),
-                page=np.full(k, inner.sessions.who[0, 3] - 1, np.int16),
+                page=np.full(k, inner.sessions.who[0, Who.PAGE] - 1, np.int16),
                 user=np.full(k, info["user"], np.int32),
                 item=slate.astype(np.int32),
                 rank=np.arange(k, dtype=np.int16),

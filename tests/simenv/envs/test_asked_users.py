@@ -17,9 +17,9 @@ from agents.choice.model import ChoiceModel
 from agents.llm.user import LLMUser
 from simenv.datasets import Dataset, synthetic
 from simenv.envs.platform_env import PlatformEnv
+from simenv.envs.sessions import Who
 from simenv.envs.slate import SlateEnv
 from simenv.envs.vector import SlateVectorEnv
-from simenv.envs.world import EPISODE
 from simenv.errors import BudgetExhausted, ConfigError
 from simenv.language_models import LanguageModelError, openai
 from simenv.language_models.fake_server import LLMServer
@@ -113,7 +113,7 @@ def test_a_reset_forgets_and_a_kept_world_remembers(small_world: Dataset, ask: U
     def session(**options: Any) -> list[str]:
         server.seen.clear()
         env.reset(options={"user": 7} | options)
-        env.sessions.who[0, EPISODE] = 0  # the same luck every time
+        env.sessions.who[0, Who.EPISODE] = 0  # the same luck every time
         for slate in SLATES[:2]:
             env.step(slate)
         return [seen.prompt for seen in server.seen]
@@ -137,7 +137,7 @@ def test_whoever_comes_again_into_a_batch_has_forgotten(small_world: Dataset, as
     envs.reset(options={"user": [3, 4], "reset_mask": np.ones(2, np.bool_)})
     memory = envs.sessions.users.population.memory_count[[3, 4]]  # type: ignore[attr-defined]
     np.testing.assert_array_equal(memory, small_world.interactions.user_counts()[[3, 4]])
-    envs.sessions.who[:, EPISODE] = 0  # the same luck again
+    envs.sessions.who[:, Who.EPISODE] = 0  # the same luck again
     envs.step(batch(0)[:2])
     assert sorted(seen.prompt for seen in server.seen) == first
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from agents.choice.model import ChoiceModel
 from agents.choice.rule import answer_pages, scratch, unpack_rule
 from agents.population.rows import live_through
-from agents.sessions.base import Observation, Sessions
+from agents.sessions.base import Sessions
 from agents.sessions.rows import UTILITY, finish_rows, first_unknown, observe_rows, serve_rows
 from simenv.datasets.base import LongArray
+from simenv.envs.sessions import Observation
 
 
 class ChoiceSessions(Sessions):
@@ -52,7 +53,7 @@ class ChoiceSessions(Sessions):
         )
 
     def _play(self, slates: LongArray, playing: NDArray[np.bool_], observation: Observation) -> int:
-        return int(_play(slates, playing, *self._arguments, *observation.values()))
+        return int(_play(slates, playing, *self._arguments, *observation))
 
 
 @nb.njit(cache=True, nogil=True, _nrt=False, error_model="numpy")  # type: ignore[call-overload]
