@@ -75,7 +75,7 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         harm: str | Callable[[Events], float] | None = "gini",
         harm_weight: float = 0.5,
         group: str = "taste",
-        max_penalty: float = 0.5,
+        max_penalty: float = 1.0,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:

@@ -103,7 +103,7 @@ class RetentionEnv(SlateEnv):
         self.life = Life(
             days=days, return_base=return_base, return_satisfaction=return_satisfaction, return_value=return_value
         )
-        self.observation_space = _with_day(self.observation_space)  # type: ignore[arg-type]
+        self.observation_space = _with_day(self.observation_space)  # type: ignore[arg-type,assignment]
         self._day = 0
 
     def reset(

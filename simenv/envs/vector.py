@@ -157,6 +157,7 @@ class SlateVectorEnv(gym.vector.VectorEnv[Observed, NDArray[np.int64], NDArray[A
             self._check_running()
         playing = ~restarting
         np.copyto(self._actions, slates)
+        answered: Observation | None
         try:
             if not restarting.any():
                 answered, bad = sessions.play(self._actions)

@@ -554,11 +554,11 @@ def test_whoever_comes_again_has_forgotten(small_world: Dataset, agent: str) -> 
 def test_users_of_every_yaml_are_made_by_name(small_world: Dataset) -> None:
     from agents.llm.user import LLMUser
     from agents.mixed import MixedUsers
+    from simenv.names import paths
     from simenv.registration import make as build
-    from simenv.registration import names
 
     model = {"name": "openai", "model": "test", "base_url": "http://127.0.0.1:9/v1"}
-    assert {"choice", "rank", "rank-discounted", "drifting-interest", "llm", "mixed", "user-lm"} <= set(names("agent"))
+    assert {"choice", "rank", "rank-discounted", "drifting-interest", "llm", "mixed", "user-lm"} <= set(paths("agent"))
     mixed = build(
         {"name": "mixed", "share": 0.3, "sample": {"language_model": model, "retrieval": {"top": 2}}}, "agent"
     )
@@ -580,9 +580,9 @@ def test_more_targets_are_called_once_they_are_allowed(monkeypatch: pytest.Monke
 
     monkeypatch.setenv(TARGETS, "")
     with pytest.raises(ConfigError, match="allow_targets"):
-        build({"_target_": "fractions.Fraction", "numerator": 3}, "agent")
-    allow_targets("fractions")
-    assert build({"_target_": "fractions.Fraction", "numerator": 3}, "agent") == 3
+        build({"_target_": "string.Template", "template": "x"}, "agent")
+    allow_targets("string")
+    assert build({"_target_": "string.Template", "template": "x"}, "agent").template == "x"
 
 
 def test_the_start_method_of_processes_is_the_callers() -> None:
