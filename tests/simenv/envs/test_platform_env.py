@@ -98,7 +98,7 @@ def test_reward_is_engagement_minus_weighted_harm(
 
 
 def test_no_corner_of_the_knobs_is_best_under_the_default_reward() -> None:
-    env = PlatformEnv(n_users=150, n_items=300, rounds=8, seed=1)
+    env = PlatformEnv(n_users=150, n_items=300, rounds=8)
 
     def value(action: Any) -> float:
         return mean(episode(env, action), "reward")

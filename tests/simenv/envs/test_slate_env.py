@@ -351,7 +351,7 @@ def test_steps_out_of_turn_are_refused(small_world: Dataset) -> None:
         ({"dataset": "ml"}, "dataset='ml'"),
         ({"dataset": {"name": "synthetic", "n_itms": 5}}, "unknown option 'n_itms'"),
         ({"agent": "chocie"}, "agent=chocie: unknown .did you mean 'choice'"),
-        ({"agent": {"name": "choice", "tast": 1}}, "agent:.*tast"),
+        ({"agent": {"name": "choice", "tast": 1}}, "agent.*tast"),
         ({"agent": {"_target_": "agents.choice.Nobody"}}, "agents.choice.Nobody"),
         ({"agent": 3}, "agent=3"),
         ({"repeat": "cooldown"}, "repeat='cooldown'"),
