@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from simenv.datasets.files import cache_folder, found
 from simenv.datasets.movielens import FILES, find
@@ -25,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     actions.add_parser("list", help="where each data set is (the default)")
     fetch = actions.add_parser("fetch", help="download one from its publisher, with its checksum")
     fetch.add_argument("name", help=f"one of {', '.join(FILES)}")
+    check = actions.add_parser(
+        "check", help="what `dataset=tabular` would read from a file: counts, spans, what is left out"
+    )
+    check.add_argument("file", help="a table of interactions")
+    check.add_argument("options", nargs="*", metavar="KEY=VALUE", help="as of dataset=tabular, e.g. rating=stars")
     options = parser.parse_args(arguments)
     if options.action == "fetch":
         if options.name not in FILES:
@@ -33,9 +40,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"simenv data fetch {options.name}: no download{close}; expected one of {', '.join(FILES)}"
             )
         print(find(options.name))
+    elif options.action == "check":
+        from simenv.datasets import check as read  # polars comes with it
+
+        print("\n".join(read(options.file, **_parsed(options.options))))
     else:
         print("\n".join(overview()))
     return 0
+
+
+def _parsed(pairs: Sequence[str]) -> dict[str, Any]:
+    """Options as a yaml would give them: JSON where the text is any, else the text."""
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"simenv data check: {pair}; expected KEY=VALUE")
+        try:
+            given[name.removeprefix("dataset.")] = json.loads(text)
+        except ValueError:
+            given[name.removeprefix("dataset.")] = text
+    return given
 
 
 def overview() -> list[str]:

@@ -68,6 +68,17 @@ def test_data_says_what_is_where(
     assert lines["SIMENV_DATA"] == str(tmp_path)
 
 
+def test_data_says_what_a_file_would_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "plays.csv"
+    table.write_text("who,item,stars\na,x,4\na,y,5\nb,x,1\n")
+    assert command.main(["data", "check", str(table), "user=who", "dataset.rating=stars"]) == 0
+    assert "3 interactions of 2 users with 2 items" in capsys.readouterr().out
+    assert command.main(["data", "check", str(table), "user=who", "rating"]) == 2
+    assert "expected KEY=VALUE" in capsys.readouterr().err
+    assert command.main(["data", "check", str(table), "colour=blue"]) == 2
+    assert "colour" in capsys.readouterr().err
+
+
 def test_doctor_tells_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     installed = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: {"numpy": None, "scipy": "1.0"}.get(name, installed(name)))
