@@ -29,7 +29,7 @@ from recommenders.base import Recommender
 from recommenders.evaluation.lists import popularity_by_history, popularity_by_rank
 from recommenders.evaluation.offline import rank_metrics, ranks
 from recommenders.neighbours import SeqKNN
-from recommenders.neural.sequential import BERT4Rec, SASRec
+from recommenders.neural.sequential import BERT4Rec, SASRec, SequenceRecommender
 from recommenders.p5.generative import Decoding, GenerativeRecommender, P5Fast
 from recommenders.p5.prompted import P5
 from recommenders.popularity import Popularity
@@ -137,6 +137,10 @@ def key_of(job: Job) -> str:
     return f"{job['part']} | {job['dataset']} | {job['label']} | seed {job['seed']}"
 
 
+class OutOfTime(Exception):
+    """The time limit came while a job trained; what it has learned by its last epoch is in its checkpoint."""
+
+
 class Bench:
     """Runs jobs, keeps results, writes the table."""
 
@@ -146,6 +150,7 @@ class Bench:
         self.file = out / "results.json"
         self.results: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.splits: dict[str, tuple[Dataset, Split]] = {}
+        self.deadline = float("inf")  # of training, on the clock of time.perf_counter
 
     def split(self, name: str) -> tuple[Dataset, Split]:
         if name not in self.splits:
@@ -185,6 +190,8 @@ class Bench:
         recommender = self.recommender(job)
         if hasattr(recommender, "bind_dataset"):
             recommender.bind_dataset(dataset)
+        if isinstance(recommender, GenerativeRecommender | SequenceRecommender):
+            recommender._loss = self.in_time(recommender._loss)  # type: ignore[method-assign]
         started = time.perf_counter()
         recommender.fit(split.train, key=Key(job["seed"]))
         trained = getattr(recommender, "progress", None)  # what was trained before an interruption counts too
@@ -207,6 +214,16 @@ class Bench:
                 recommender.ask = ask
                 row[ask] = {"filtered": self.quality(recommender, split)["filtered"]}
         return row
+
+    def in_time(self, loss: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """The same loss until the time limit."""
+
+        def bounded(batch: Any) -> Any:
+            if time.perf_counter() > self.deadline:
+                raise OutOfTime
+            return loss(batch)
+
+        return bounded
 
     def quality(self, recommender: Recommender, split: Split) -> dict[str, Any]:
         rows = {}
@@ -318,7 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--minutes", type=float, default=9.0, help="start no further job after this long")
+    parser.add_argument("--minutes", type=float, default=9.0, help="train no longer than this")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one, the CPU with --tiny")
     parser.add_argument("--retry", action="store_true", help="run again what has failed")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bfloat16 peak of the card (H200: 989)")
@@ -333,6 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--parts: unknown {unknown[0]!r}; expected some of {', '.join(PARTS)}")
     jobs = [job for job in plan() if job["part"] in parts and (not options.tiny or job["seed"] == 0)]
     started = time.perf_counter()
+    bench.deadline = started + 60 * options.minutes
     for job in jobs:
         failed = "error" in bench.results.get(key_of(job), {})
         if key_of(job) in bench.results and not (failed and options.retry):
@@ -341,6 +359,9 @@ def main(arguments: list[str] | None = None) -> int:
             break
         try:
             row = bench.run(job)
+        except OutOfTime:
+            print(f"{time.perf_counter() - started:6.0f} s  {key_of(job)}: stopped at the time limit", flush=True)
+            break
         except Exception as error:  # whatever it is, the other jobs are worth their time on the card
             row = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         bench.keep(job, row)

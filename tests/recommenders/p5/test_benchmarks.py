@@ -23,7 +23,8 @@ def test_the_gpu_benchmark_is_resumable(tmp_path: Path):
     assert "jobs left" in first
     second = bench("p5_gpu.py", "--tiny", "--out", tmp_path, "--parts", "quality,speed,decoding", "--minutes", 9)
     assert second.strip().endswith("all done")
-    done = [line.split("s  ", 1)[1] for line in (first + second).splitlines() if "|" in line]
+    said = [line for line in (first + second).splitlines() if "|" in line and "time limit" not in line]
+    done = [line.split("s  ", 1)[1] for line in said]
     assert len(done) == len(set(done))
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(done) == set(results)
@@ -88,6 +89,17 @@ def test_a_failed_job_stops_no_other_and_can_be_tried_again(
     results = json.loads((tmp_path / "results.json").read_text())
     assert all("error" not in row and row["filtered"]["hr@10"] > 0 for row in results.values())
     assert "Failed" not in (tmp_path / "table.md").read_text()
+
+
+def test_training_ends_with_the_time_limit(p5_gpu, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    job = {"part": "quality", "dataset": "beauty", "model": "sasrec", "label": "long", "seed": 0,
+           "options": {"training.max_minutes": 60.0}}  # fmt: skip
+    monkeypatch.setattr(p5_gpu, "plan", lambda: [job])
+    assert p5_gpu.main(["--tiny", "--out", str(tmp_path), "--parts", "quality", "--minutes", "0.0005"]) == 0
+    printed = capsys.readouterr().out
+    assert "long | seed 0: stopped at the time limit" in printed
+    assert "1 jobs left" in printed
+    assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.slow
