@@ -51,7 +51,7 @@ def experiments() -> dict[str, str]:
     for path in names.paths("experiment").values():
         lines = [line for line in path.read_text("utf-8").splitlines() if not line.startswith("# @")]
         question = next((line.partition(":")[2].strip() for line in lines if line.startswith("question:")), "")
-        comment = re.split(r"; |\. |: python", lines[0].removeprefix("# "))[0].rstrip(".")
+        comment = re.split(r"; |(?<!al)\. |: python", lines[0].removeprefix("# "))[0].rstrip(".")
         said[path.stem] = comment if lines[0].startswith("# ") else question
     return said
 

@@ -21,7 +21,7 @@ MINE = """
 import json
 from simenv.language_models import Completion, LanguageModel, carrying, connect, run, Message, Request
 from recommenders.popularity import Popularity
-from tests.simenv.language_models.llm_server import scores
+from simenv.language_models.fake_server import scores
 
 class Mine(LanguageModel):
     def __init__(self, model, url):
