@@ -6,11 +6,17 @@ It does not know what an experiment does, only how one is chosen and what its en
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import itertools
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach `main`, which says them
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,7 +48,8 @@ all of them with their meaning are in {config}.
   --cfg job           print the configuration instead of running it
 Exit codes: 0 done, 2 bad input (one line), 3 budget exhausted, 130 interrupted; 3 and 130 leave a checkpoint."""
 
-_failures: list[BaseException] = []
+_failures: list[tuple[Path, Exception]] = []
+_stopped: list[Path] = []
 _called = ["simenv", "run"]
 
 
@@ -59,11 +67,18 @@ def experiments() -> dict[str, str]:
 @hydra.main(version_base=None, config_path=str(CONF), config_name="config")
 def run(config: DictConfig) -> None:
     """Hand the resolved configuration to the experiment's module; a failure is kept, so that Hydra adds no words."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         _run(config)
-    except (SimenvError, KeyboardInterrupt, OmegaConfBaseException) as error:
-        _failures.append(error)
-        _drop_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    except KeyboardInterrupt:
+        _stopped.append(folder)
+        raise  # a sweep stops as well
+    except BrokenPipeError:
+        raise  # of the last lines: the run is finished
+    except Exception as error:
+        _failures.append((folder, error))
+    finally:
+        _drop_if_empty(folder)
 
 
 def _run(config: DictConfig) -> None:
@@ -75,6 +90,8 @@ def _run(config: DictConfig) -> None:
     from experiments.running.course import run_experiment
 
     settings["run_dir"] = HydraConfig.get().runtime.output_dir
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # resume=SWEEP goes on with each job that has begun
+        settings["resume"] = settings["resume"] if (Path(settings["run_dir"]) / "config.yaml").is_file() else None
     extra = [f"simenv.extra={folder}" for folder in names.extra_folders()]
     settings["command"] = shlex.join([*_called, *extra, *HydraConfig.get().overrides.task])
     folder = run_experiment(settings)
@@ -82,13 +99,33 @@ def _run(config: DictConfig) -> None:
         print(folder)
         if (page := Path(folder).absolute() / "report.html").is_file():
             print(page.as_uri())
-    _drop_if_empty(Path(settings["run_dir"]))
 
 
 def _drop_if_empty(folder: Path) -> None:
-    """Hydra makes the run directory before anything is checked; do not leave an empty one."""
+    """Hydra makes the run directory before anything is checked; do not leave an empty one, nor what is above it."""
     with contextlib.suppress(OSError):
         folder.rmdir()
+        for made in [parent for parent in folder.parents if parent in _made]:
+            made.rmdir()
+
+
+@functools.cache
+def _fresh(folder: str) -> str:
+    """A folder that no other run has: this second's, numbered where two runs start in one."""
+    parent = Path(folder)
+    _made.extend(path.absolute() for path in (parent, *parent.parents) if not path.exists())
+    parent.mkdir(parents=True, exist_ok=True)
+    second = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        path = parent / (second if number == 1 else f"{second}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return str(path)
+    raise AssertionError
+
+
+_made: list[Path] = []
+OmegaConf.register_new_resolver("fresh", lambda folder: _fresh(folder), replace=True)
 
 
 def _spelled_out(argument: str) -> str:
@@ -103,13 +140,26 @@ def _spelled_out(argument: str) -> str:
 
 
 def with_resume(arguments: Sequence[str]) -> list[str]:
-    """``resume=DIR`` also makes DIR the run directory; it must exist before Hydra would create it."""
+    """``resume=DIR`` also makes DIR the run directory, or in a sweep the sweep's; it must exist before Hydra would
+    create it. DIR may have any name: it is quoted for Hydra here.
+    """
     chosen = [a.partition("=")[2] for a in arguments if a.startswith("resume=")]
     if not chosen or chosen[-1] in ("", "null"):
         return list(arguments)
-    if not Path(chosen[-1]).is_dir():
-        raise RunDirectoryError(f"resume={chosen[-1]}: no such run directory")
-    return [*arguments, f"hydra.run.dir={chosen[-1]}"]
+    folder = chosen[-1]
+    if len(folder) > 1 and folder[0] == folder[-1] and folder[0] in "'\"" and not Path(folder).exists():
+        folder = folder[1:-1]
+    if not Path(folder).is_dir():
+        raise RunDirectoryError(f"resume={folder}: no such run directory")
+    kind = "sweep" if {"-m", "--multirun"} & set(arguments) else "run"
+    others = [a for a in arguments if not a.startswith("resume=")]
+    return [*others, f"resume={_quoted(folder)}", f"hydra.{kind}.dir={_quoted(folder)}"]
+
+
+def _quoted(text: str) -> str:
+    """As a string of Hydra's grammar, in which nothing has a meaning of its own."""
+    text = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'").replace("${", "\\${")
+    return f"'{text}'"
 
 
 def with_extra(arguments: Sequence[str]) -> list[str]:
@@ -176,27 +226,72 @@ def main(arguments: Sequence[str] | None = None, called: str = "simenv run") -> 
         listed = "\n".join(f"  {name:<{width}}  {line}" for name, line in experiments().items())
         print(HELP.format(experiments=listed, config=CONF / "config.yaml"))
         return 0
+    _fresh.cache_clear()
     _failures.clear()
+    _stopped.clear()
     _called[:] = called.split()
     try:
-        sys.argv[1:] = arguments = [_spelled_out(argument) for argument in with_resume(arguments)]
-        run()
-        if _failures:
-            raise _failures[0]
+        with _stop_on_terminate():
+            sys.argv[1:] = arguments = [_spelled_out(argument) for argument in with_resume(arguments)]
+            run()
     except KeyboardInterrupt:
-        print("interrupted: checkpoint saved; go on with resume=DIR", file=sys.stderr)
+        folder = next((path for path in _stopped if path.is_dir()), None)
+        rest = "nothing was written" if folder is None else f"checkpoint saved; go on with resume={folder}"
+        _say(f"interrupted: {rest}")
         return 130
-    except SimenvError as error:
-        if debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except (HydraException, OmegaConfBaseException) as error:
-        if debug:
-            raise
-        print(f"error: {_in_words(error, arguments)}", file=sys.stderr)
-        return 2
-    return 0
+    except BrokenPipeError:  # nobody reads what is printed at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        _failures.append((Path(), error))
+    if not _failures:
+        return 0
+    if debug:
+        raise _failures[0][1]
+    for folder, error in _failures:
+        _say(f"error: {f'{folder}: ' if len(_failures) > 1 else ''}{_in_a_line(error, arguments)}")
+    return max(getattr(error, "exit_code", 2) for _, error in _failures)
+
+
+def _in_a_line(error: Exception, arguments: Sequence[str]) -> str:
+    """What went wrong, and what to do about it."""
+    if isinstance(error, SimenvError):
+        return " ".join(str(error).split())
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _in_words(error, arguments)
+    said = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename and error.strerror else ""
+        remedy = "; free some and go on with resume=DIR" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{where}{error.strerror or said}{remedy}"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({said or 'no size told'}); expected fewer users, items or workers"
+    return (
+        f"unforeseen {type(error).__name__}: {said}; a fault of simenv, or of a class it was given: "
+        "SIMENV_DEBUG=1 shows where"
+    )
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # a closed pipe
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _stop_on_terminate() -> Iterator[None]:
+    """SIGTERM is Ctrl-C, whatever is going on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -113,8 +113,8 @@ def compare(
         return Comparison(
             metrics=measured,
             events=scan_events(run.path).collect(),
-            items=pl.read_parquet(run.path / "items.parquet"),
-            users=pl.read_parquet(run.path / "users.parquet"),
+            items=pl.read_parquet(run.path / "items.parquet", glob=False),
+            users=pl.read_parquet(run.path / "users.parquet", glob=False),
             claims=claims,
             report=run.path / "report.html" if folder else None,
         )

@@ -6,7 +6,6 @@ written after each, so that an interrupted run goes on with the next.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from recommenders.evaluation.offline import leaderboard
 from simenv.datasets.base import Dataset, Interactions
 from simenv.datasets.splits import Split, global_time_split, leave_one_out
 from simenv.errors import ConfigError
+from simenv.files import read_sealed, write_sealed
 from simenv.randomness import Key
 from simenv.slates import SeesDataset
 
@@ -87,13 +87,13 @@ def play(settings: Settings, run: Run) -> None:
     arms = [arm for arm, _ in design.arms]
     for arm in track(arms, "recommenders", console=Console(stderr=True), disable=not run.progress):
         done = run.directory.checkpoint / f"{arm}.json"
-        if not done.is_file():
-            judged = _judge(arm, design, dataset, split, run.path, keep=settings.save_models)
-            partial = done.with_suffix(".partial")
-            partial.write_text(json.dumps(judged))
-            partial.replace(done)
-        found, seconds[arm] = json.loads(done.read_text())
-        rows += found
+        judged = read_sealed(done)
+        if judged is None:
+            found, cost = _judge(arm, design, dataset, split, run.path, keep=settings.save_models)
+            judged = {"rows": found, "seconds": cost}
+            write_sealed(done, judged)
+        rows += judged["rows"]
+        seconds[arm] = judged["seconds"]
         run.table("leaderboard", rows)
     run.card(
         dataset=dataset.name,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recommenders.base import Recommender, check_options, user_items
 from simenv.datasets.base import Interactions, LongArray
-from simenv.errors import RecommenderError
+from simenv.errors import RecommenderError, require_memory
 from simenv.randomness import Key
 
 
@@ -45,6 +45,7 @@ class EASE(Recommender):
     def _solve(self) -> NDArray[np.float32]:
         from scipy.linalg.lapack import dpotrf, dpotri
 
+        require_memory(f"ease: the matrix of {self.n_items:,} items", 12 * self.n_items**2)
         # Co-counts are whole numbers below 2^24, exact in float32 whatever the order of summation.
         gram = np.asarray((self._matrix.T @ self._matrix).toarray(), dtype=np.float64, order="F")
         gram[np.diag_indices_from(gram)] += self.reg

@@ -6,6 +6,7 @@ not know who raises what.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -44,6 +45,10 @@ class RecommenderError(SimenvError):
     """A recommender broke its contract: wrong shape, unknown item, NaN scores."""
 
 
+class WorkerError(SimenvError):
+    """A worker process died."""
+
+
 class GateError(SimenvError):
     """A sanity gate failed: the run's own arithmetic contradicts itself."""
 
@@ -58,3 +63,20 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Words for an error about an unknown name: `` (did you mean 'als'?)``; nothing where no known one is like it."""
     close = get_close_matches(str(name).lower(), list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def require_memory(what: str, size: int) -> None:
+    """Refuse what cannot fit into this machine's memory, before it is tried.
+
+    Args:
+        what: needs the memory, in words.
+        size: bytes.
+
+    Raises:
+        ConfigError: saying how much is needed and how much there is.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > there:
+        raise ConfigError(
+            f"{what} needs {size / 1e9:,.0f} GB of memory, and this machine has {there / 1e9:,.0f} GB; expected less"
+        )

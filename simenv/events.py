@@ -149,12 +149,16 @@ class EventWriter:
         """Go on at `round` with what a checkpoint held; files from later rounds are deleted."""
         self.pending = [pending] if len(pending) else []
         first_open = round // self.rounds_per_file * self.rounds_per_file
-        for path in self.folder.glob(f"{self._stem()}.*"):
-            if not path.name.endswith(".parquet") or int(path.name.split(".")[-2]) >= first_open:
+        for path in event_files(self.folder, self._stem(), (".parquet", ".partial")):
+            if path.suffix != ".parquet" or int(path.name.split(".")[-2]) >= first_open:
                 path.unlink()
 
+    def files(self) -> list[Path]:
+        """What was written so far, in order."""
+        return event_files(self.folder, self._stem())
+
     def _stem(self) -> str:
-        return f"seed{self.seed}.{self.arm}.{self.mode.replace('.', '_')}"
+        return _stem(self.seed, self.arm, self.mode)
 
     def _write(self, first_round: int) -> None:
         import pyarrow as pa
@@ -181,6 +185,20 @@ class EventWriter:
         self.pending = []
 
 
+def _stem(seed: int, arm: str, mode: str) -> str:
+    return f"seed{seed}.{arm}.{mode.replace('.', '_')}"
+
+
+def event_files(folder: Path, stem: str | None = None, suffixes: tuple[str, ...] = (".parquet",)) -> list[Path]:
+    """The event files in a folder, of all jobs or of the one with this stem; names are no patterns."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        start, _, number = path.stem.rpartition(".")
+        if path.suffix in suffixes and (stem is None or (start == stem and number.isdigit())):
+            found.append(path)
+    return found
+
+
 def scan_events(run: Path) -> pl.LazyFrame:
     """All events of a run directory as a polars LazyFrame, with the columns of the contract.
 
@@ -190,9 +208,9 @@ def scan_events(run: Path) -> pl.LazyFrame:
     import polars as pl
 
     folder = Path(run) / "events"
-    if not any(folder.glob("*.parquet")):
+    if not (files := event_files(folder)):
         raise RunDirectoryError(f"{folder}: no event files; expected at least one *.parquet")
-    return pl.scan_parquet(folder / "*.parquet", glob=True)
+    return pl.scan_parquet(files, glob=False)
 
 
 def read_events(run: Path, *, seed: int, arm: str, mode: str) -> Events:
@@ -200,12 +218,14 @@ def read_events(run: Path, *, seed: int, arm: str, mode: str) -> Events:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    stem = f"seed{seed}.{arm}.{mode.replace('.', '_')}"
-    paths = sorted((Path(run) / "events").glob(f"{stem}.*.parquet"))
+    paths = event_files(Path(run) / "events", _stem(seed, arm, mode))
     if not paths:
         raise RunDirectoryError(f"{run}: no events of seed {seed}, arm {arm}, mode {mode}")
     names = [f.name for f in fields(Events)]
-    table = pa.concat_tables([pq.read_table(path, columns=names) for path in paths])
+    try:
+        table = pa.concat_tables([pq.ParquetFile(path).read(columns=names) for path in paths])
+    except (OSError, pa.ArrowException) as error:
+        raise RunDirectoryError(f"{paths[0]}: damaged ({str(error).splitlines()[0]}); expected Parquet") from error
     empty = Events.empty()
     return Events(
         **{name: table.column(name).to_numpy().astype(getattr(empty, name).dtype, copy=False) for name in names}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from agents.population.traits import Traits
 from simenv.datasets.base import Catalog, Dataset, FloatArray, Tastes
-from simenv.errors import ConfigError
+from simenv.errors import ConfigError, require_memory
 from simenv.randomness import Key
 from simenv.slates import Responses
 
@@ -139,6 +139,7 @@ class Population:
         self.genre_ptr, self.genre_ids = _genre_lists(dataset.catalog)
 
         n, log = self.n_users, dataset.interactions
+        require_memory(f"memory_size={memory_size}: the memories of {n:,} users", 15 * n * memory_size)
         n_genres = dataset.catalog.n_genres
         self.vectors: FloatArray = np.ascontiguousarray(tastes.choice.user_vectors, dtype=np.float32).copy()
         self.items_t: FloatArray = np.ascontiguousarray(tastes.choice.item_vectors.T, dtype=np.float32)

@@ -74,7 +74,7 @@ def _breadth(folder: Path, design: Design, arm: str) -> Values:
     """Mean pairwise genre distance of what a user clicked in a window of rounds, (seeds, windows)."""
     import polars as pl
 
-    items = pl.read_parquet(folder / "items.parquet")
+    items = pl.read_parquet(folder / "items.parquet", glob=False)
     n_windows = design.rounds // WINDOW
     values = np.empty((design.n_seeds, n_windows))
     for row, seed in enumerate(design.seeds):

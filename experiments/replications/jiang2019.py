@@ -165,7 +165,7 @@ def _end(folder: Path, arm: str) -> Interval:
 def _users_per_seed(folder: Path) -> int:
     import polars as pl
 
-    users = pl.read_parquet(folder / "users.parquet")
+    users = pl.read_parquet(folder / "users.parquet", glob=False)
     return int(users.height // users["seed"].n_unique())
 
 

@@ -78,7 +78,7 @@ def _identity_gap(folder: Path, design: Design, arm: str) -> float:
     """Largest |P_{t+1} - P_t - K theta / (|D| + K)| over seeds and rounds, P by frozen percentile."""
     import polars as pl
 
-    items = pl.read_parquet(folder / "items.parquet")
+    items = pl.read_parquet(folder / "items.parquet", glob=False)
     worst = 0.0
     for seed in design.seeds:
         world = items.filter(pl.col("seed") == seed).sort("item")

@@ -107,7 +107,7 @@ def _equality(folder: Path, design: Design, seed: int, arm: str, mode: str) -> f
     """1 - Gini of the items consumed in the last rounds."""
     import polars as pl
 
-    n_items = int(pl.read_parquet(folder / "items.parquet", columns=["item"])["item"].max()) + 1  # type: ignore[arg-type]
+    n_items = int(pl.read_parquet(folder / "items.parquet", glob=False, columns=["item"])["item"].max()) + 1  # type: ignore[arg-type]
     events = consumed(folder, seed, arm, mode)
     late = events.item[events.round >= design.rounds - LAST_ROUNDS]
     return 1.0 - gini(np.bincount(late, minlength=n_items))

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 import numpy as np
 
@@ -169,7 +169,7 @@ class Run:
         """`tables/<name>.csv`, as it was written."""
         import polars as pl
 
-        return pl.read_csv(self.path / "tables" / f"{name}.csv")
+        return pl.read_csv(self.path / "tables" / f"{name}.csv", glob=False)
 
     def figure(self, name: str, figure: Figure, *, title: str, caption: str) -> None:
         """`figures/<name>.png` with its words, see `save_figure`."""
@@ -228,6 +228,18 @@ def open_run(
         directory.finish()
 
 
+def _experiment(name: str) -> Experiment:
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(f"module={name}: no such module; expected an experiment's") from error
+    if absent := [part for part in ("Settings", "play", "score", "plot") if not hasattr(module, part)]:
+        raise ConfigError(f"module={name}: has no {absent[0]}; expected Settings, play, score and plot")
+    return cast(Experiment, module)
+
+
 def run_experiment(config: Mapping[str, Any]) -> Path | None:
     """Run the experiment that a resolved configuration names, or go on with it.
 
@@ -241,12 +253,14 @@ def run_experiment(config: Mapping[str, Any]) -> Path | None:
         SimenvError: bad configuration, data or run directory; a gate that failed.
         Interrupted: stopped from outside, checkpoint saved.
     """
-    experiment: Experiment = importlib.import_module(config["module"])
+    experiment: Experiment = _experiment(config["module"])
     settings = experiment.Settings.of(config)
     settings.check()
     if config["dry_run"]:
         dry_run(settings.designs())
         return None
+    if any(design.rounds == 1 for design in settings.designs().values()):
+        print("warning: rounds=1: with one round nothing changes, so that no amplification is judged", file=sys.stderr)
     with open_run(config, recommenders=settings.recommenders()) as run:
         if run is not None:
             experiment.play(settings, run)

@@ -118,6 +118,12 @@ class Design:
         checks.one_of("repeat", self.repeat, ("never", "cooldown", "always"))
         if not self.arms:
             raise ConfigError("arms=[]: expected at least one arm")
+        for arm in self.recommenders:
+            if arm == "none" or not 0 < len(arm) <= 100 or not arm.isprintable() or set(arm) & set("/\\"):
+                raise ConfigError(
+                    f"recommender {arm[:120]!r}: names a file and a row of tables; expected 1 to 100 printable "
+                    "characters without / and \\, and not 'none'"
+                )
         for arm, mode in self.arms:
             Mode.parse(mode)
             if arm != "none" and arm not in self.recommenders:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
+import io
 import json
 import platform as machine
 import shutil
@@ -19,12 +20,15 @@ import numpy as np
 
 from experiments.running.design import Design, Job, World, design_from
 from simenv.errors import RunDirectoryError
+from simenv.files import COMPLETE, check_finished, checksums, damaged, read_sealed, write_sealed, write_whole
 from simenv.metrics import frame
 
 if TYPE_CHECKING:
+    import polars as pl
     from matplotlib.figure import Figure
 
-COMPLETE = "complete.json"
+_BYSTANDERS = (".hydra",)  # what Hydra may put into a new run directory, beside its logs
+_RESULTS = ("config.yaml", "run_card.json", "metrics.csv", "claims.json", "items.parquet", "users.parquet")
 
 
 class RunDirectory:
@@ -48,27 +52,42 @@ class RunDirectory:
         stored = self.path / "config.yaml"
         if resume and not self.path.is_dir():
             raise RunDirectoryError(f"resume={self.path}: no such run directory")
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirectoryError(f"{self.path}: is a file; expected a folder for the run")
         if stored.is_file():
             if not resume:
                 raise RunDirectoryError(
                     f"{self.path}: already holds a run; go on with resume={self.path}, or choose another"
                 )
-            if stored.read_text() != text:
-                changed = ", ".join(_changed(stored.read_text(), text))
+            if (found := _text(stored)) != text:
+                changed = ", ".join(_changed(stored, found, text))
                 raise RunDirectoryError(
                     f"resume={self.path}: its config.yaml is another configuration's (differs in {changed})"
                 )
-        elif resume and any(self.path.iterdir()):
+        elif resume and self._strangers():
             raise RunDirectoryError(f"resume={self.path}: has no config.yaml; expected a run directory")
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and self._strangers():
             raise RunDirectoryError(f"{self.path}: is not empty; expected a new folder for the run")
         self.checkpoint.mkdir(parents=True, exist_ok=True)
         if not stored.is_file():
-            stored.write_text(text)
+            write_whole(stored, text)
+
+    def _strangers(self) -> list[Path]:
+        """What lies in the folder and is not the run's."""
+        own = (*_BYSTANDERS, "checkpoint", "config.yaml.partial")
+        return [path for path in self.path.iterdir() if path.name not in own and path.suffix != ".log"]
 
     @property
     def complete(self) -> bool:
-        return (self.checkpoint / COMPLETE).is_file()
+        """Whether the run is finished.
+
+        Raises:
+            RunDirectoryError: it is, and a file is no longer what it was.
+        """
+        if read_sealed(self.path / COMPLETE) is None and not _finished_before(self.path / COMPLETE):
+            return False
+        check_finished(self.path)
+        return True
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -81,29 +100,41 @@ class RunDirectory:
             yield
 
     def job_done(self, job: Job, digest: str) -> bool:
-        """Whether the job is finished, under this design."""
+        """Whether the job is finished, under this design, and all that it wrote is whole."""
         path = self.checkpoint / job.id / "done.json"
-        if not path.is_file():
+        done = read_sealed(path)
+        if done is None:
             return False
-        if json.loads(path.read_text())["digest"] != digest:
+        if done["digest"] != digest:
             raise RunDirectoryError(f"{path}: checkpoint of another configuration; expected this run's own")
-        return True
+        return damaged(self.path, done["files"]) is None
 
     def finish(self) -> None:
-        """Mark the run complete and drop the checkpoints."""
-        (self.checkpoint / COMPLETE).write_text(json.dumps({"complete": True}) + "\n")
+        """Mark the run complete, with the checksums of its results, and drop the checkpoints."""
+        write_sealed(self.path / COMPLETE, {"complete": True, "files": checksums(self.path, self._results())})
         for folder in self.checkpoint.iterdir():
             if folder.is_dir():
                 shutil.rmtree(folder)
         (self.checkpoint / "lock").unlink(missing_ok=True)
 
+    def _results(self) -> list[Path]:
+        """What a report or another experiment reads: not the page, nor the figures that come with it."""
+        found = [self.path / name for name in _RESULTS]
+        for folder, suffix in (("events", ".parquet"), ("tables", ".csv"), ("figures", ".json")):
+            if (self.path / folder).is_dir():
+                found += [path for path in (self.path / folder).iterdir() if path.suffix == suffix]
+        found += [path.with_suffix(".png") for path in found if path.parent.name == "figures"]
+        return [path for path in found if path.is_file()]
+
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """The resolved configuration in a run directory's `config.yaml`."""
-    from omegaconf import OmegaConf
+    """The resolved configuration in a run directory's `config.yaml`.
 
-    config: Any = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"))
-    return {str(key): value for key, value in config.items()}
+    Raises:
+        RunDirectoryError: there is none, or it is damaged.
+    """
+    path = Path(folder) / "config.yaml"
+    return _parsed(path, _text(path))
 
 
 def design_of(folder: Path) -> Design:
@@ -111,12 +142,41 @@ def design_of(folder: Path) -> Design:
     return design_from(config_of(folder))
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunDirectoryError(f"{path}: cannot be read ({error}); expected a configuration") from error
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.create(text))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise RunDirectoryError(f"{path}: damaged; expected a configuration in YAML") from error
+    if not isinstance(config, dict) or not config:
+        raise RunDirectoryError(f"{path}: damaged; expected a configuration in YAML")
+    return {str(key): value for key, value in config.items()}
+
+
+def _finished_before(path: Path) -> bool:
+    """Whether a version that kept no checksums finished the run."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")) == {"complete": True})
+    except (OSError, ValueError):
+        return False
+
+
 # -- files at the end ---------------------------------------------------------------------------------------------
 
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, numbers and arrays of NumPy included."""
-    path.write_text(json.dumps(value, indent=1, default=_to_json) + "\n")
+    write_whole(path, json.dumps(value, indent=1, default=_to_json) + "\n")
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], types: Mapping[str, str] | None = None) -> None:
@@ -132,7 +192,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], types: Mapping[st
     path.parent.mkdir(exist_ok=True)
     overrides = {name: getattr(pl, kind) for name, kind in (types or {}).items()}
     table = pl.DataFrame(list(rows), schema_overrides=overrides, infer_schema_length=None)
-    table.with_columns(pl.col(pl.Float64).fill_nan(None)).write_csv(path)
+    write_whole(path, table.with_columns(pl.col(pl.Float64).fill_nan(None)).write_csv())
 
 
 def save_figure(folder: Path, name: str, figure: Figure, *, title: str, caption: str) -> None:
@@ -141,7 +201,7 @@ def save_figure(folder: Path, name: str, figure: Figure, *, title: str, caption:
 
     path = folder / "figures" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(png_bytes(figure))
+    write_whole(path, png_bytes(figure))
     write_json(path.with_suffix(".json"), {"title": title, "caption": caption})
 
 
@@ -198,15 +258,21 @@ def write_world_tables(worlds: Mapping[int, World], run: RunDirectory) -> None:
                 | {name: values for name, values in traits.items() if name not in groups}
             )
         )
-    pl.concat(items).write_parquet(run.path / "items.parquet")
-    pl.concat(users, how="diagonal_relaxed").write_parquet(run.path / "users.parquet")
+    _write_parquet(run.path / "items.parquet", pl.concat(items))
+    _write_parquet(run.path / "users.parquet", pl.concat(users, how="diagonal_relaxed"))
+
+
+def _write_parquet(path: Path, table: pl.DataFrame) -> None:
+    buffer = io.BytesIO()
+    table.write_parquet(buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def card_of_jobs(
     design: Design, run: RunDirectory, worlds: Mapping[int, World], gates: Sequence[str]
 ) -> dict[str, Any]:
     """What a run card says of the jobs that were played, their worlds, and the gates that passed."""
-    done = {job.id: json.loads((run.checkpoint / job.id / "done.json").read_text()) for job in design.jobs()}
+    done = {job.id: _done(run, job) for job in design.jobs()}
     card = {
         "seeds": list(design.seeds),
         "rounds": design.rounds,
@@ -235,6 +301,13 @@ def card_of_jobs(
         if accounting:
             card[side] = _llm_total(list(accounting.values())) | {"jobs": accounting}
     return card
+
+
+def _done(run: RunDirectory, job: Job) -> dict[str, Any]:
+    path = run.checkpoint / job.id / "done.json"
+    if (done := read_sealed(path)) is None:
+        raise RunDirectoryError(f"{path}: damaged; go on with resume={run.path}")
+    return done
 
 
 def card_of_machine(started: float) -> dict[str, Any]:
@@ -282,10 +355,7 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _changed(old: str, new: str) -> list[str]:
-    """Top-level keys in which two YAML texts differ."""
-    from omegaconf import OmegaConf
-
-    a: Any = OmegaConf.to_container(OmegaConf.create(old))
-    b: Any = OmegaConf.to_container(OmegaConf.create(new))
-    return sorted(str(key) for key in {*a, *b} if a.get(key) != b.get(key)) or ["its layout"]
+def _changed(path: Path, old: str, new: str) -> list[str]:
+    """Top-level keys in which two configurations differ."""
+    a, b = _parsed(path, old), _parsed(path, new)
+    return sorted(key for key in {*a, *b} if a.get(key) != b.get(key)) or ["its layout"]

@@ -6,7 +6,6 @@ other jobs there are, nor where it runs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -24,6 +23,7 @@ from recommenders.base import Recommender
 from simenv.candidates import Candidates
 from simenv.errors import GateError, RunDirectoryError, SimenvError
 from simenv.events import ROWS_PER_FILE, Events, EventWriter, read_events
+from simenv.files import checksums, damaged, read_sealed, write_sealed, write_whole
 from simenv.metrics.table import MetricRow, metric_rows
 from simenv.platform import Platform
 from simenv.slates import asks_model
@@ -46,7 +46,7 @@ class JobRun:
 
     def __init__(self, design: Design, job: Job, world: World, folder: Path, *, checkpoint_every: int) -> None:
         self.design, self.job, self.world = design, job, world
-        self.folder = folder / "checkpoint" / job.id
+        self.run, self.folder = folder, folder / "checkpoint" / job.id
         self.digest = design.digest()
         users = design.make_users()
         # A language model's budget may end in any round, and the round before it must then be on disk.
@@ -76,6 +76,7 @@ class JobRun:
         self.metrics = design.make_metrics()
         self.recent: deque[Events] = deque(maxlen=max(metric.window for metric in self.metrics) - 1)
         self.seconds = 0.0
+        self._summed: dict[Path, str] = {}
 
     def play(self, report: Report, stop: Callable[[], bool]) -> bool:
         """Play from the last checkpoint to the end, or until `stop()`; a stop leaves a checkpoint."""
@@ -144,24 +145,36 @@ class JobRun:
             "round": self.platform.round,
             "recent": len(self.recent),
             "seconds": self.seconds,
-            "files": {str(path.relative_to(partial)): _sha256(path) for path in _files(partial)},
+            "files": checksums(partial, (path for path in partial.rglob("*") if path.is_file())),
+            "events": self._event_sums(),
         }
-        (partial / "meta.json").write_text(json.dumps(meta))
+        write_sealed(partial / "meta.json", meta)
         kept = self.folder / f"round-{self.platform.round:06d}"
         shutil.rmtree(kept, ignore_errors=True)
         partial.rename(kept)
-        for other in self.folder.glob("round-*"):
+        for other in self._checkpoints():
             if other != kept:
                 shutil.rmtree(other)
 
+    def _event_sums(self) -> dict[str, str]:
+        """Checksums of the event files so far; each is read once."""
+        new = [path for path in self.writer.files() if path not in self._summed]
+        self._summed |= dict(zip(new, checksums(self.run, new).values(), strict=True))
+        return {path.relative_to(self.run).as_posix(): digest for path, digest in self._summed.items()}
+
+    def _checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("round-*"))
+
     def _restore(self) -> None:
-        """Go back to the newest checkpoint, or to round 0 where there is none."""
-        checkpoints = sorted(self.folder.glob("round-*"))
-        if not checkpoints:
+        """Go back to the newest checkpoint; to round 0 where there is none, or where it is not whole: a job can be
+        played again.
+        """
+        meta = read_checked(checkpoints[-1], self.run) if (checkpoints := self._checkpoints()) else None
+        if meta is None:
             self.writer.restart(0, Events.empty())
             return
         folder = checkpoints[-1]
-        meta = read_checked(folder)
         if meta["digest"] != self.digest:
             raise RunDirectoryError(f"{folder}: checkpoint of another configuration; expected this run's own")
         self.platform.load(folder / "platform")
@@ -176,11 +189,12 @@ class JobRun:
         self.writer.close(self.design.rounds)
         self._check_log_growth()
         self._write_metrics()
-        done = {"digest": self.digest, "seconds": self.seconds}
+        done: dict[str, Any] = {"digest": self.digest, "seconds": self.seconds}
         for name, one in (("llm", self.platform.users), ("recommender_llm", self.platform.recommender)):
             done[name] = one.accounting if asks_model(one) else None
-        (self.folder / "done.json").write_text(json.dumps(done))
-        for folder in self.folder.glob("round-*"):
+        done["files"] = self._event_sums() | checksums(self.run, [self.folder / "metrics.json"])
+        write_sealed(self.folder / "done.json", done)
+        for folder in self._checkpoints():
             shutil.rmtree(folder)
 
     def _check_log_growth(self) -> None:
@@ -195,7 +209,7 @@ class JobRun:
         if most_impressions(design, self.world) > GATE_ROWS:
             return
         job = self.job
-        events = read_events(self.folder.parent.parent, seed=job.seed, arm=job.arm, mode=job.mode)
+        events = read_events(self.run, seed=job.seed, arm=job.arm, mode=job.mode)
         try:
             growth = gates.log_growth(self.world.reference.percentile, recommender.log.items, len(platform.log), events)
             gates.one_step_identity(growth)
@@ -204,9 +218,7 @@ class JobRun:
 
     def _write_metrics(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "metrics.partial"
-        partial.write_text(json.dumps(self.rows))
-        partial.replace(self.folder / "metrics.json")
+        write_whole(self.folder / "metrics.json", json.dumps(self.rows))
 
 
 def check_gates(design: Design, world: World, folder: Path) -> list[str]:
@@ -255,31 +267,12 @@ def most_impressions(design: Design, world: World) -> int:
     return world.dataset.n_users * design.rounds * schedule.slate_size * schedule.max_pages
 
 
-def read_checked(folder: Path) -> dict[str, Any]:
-    """The meta data of a checkpoint whose files are all whole.
-
-    Raises:
-        RunDirectoryError: a file is missing or damaged; the message names it.
-    """
-    try:
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-        for name, digest in meta["files"].items():
-            if _sha256(folder / name) != digest:
-                raise RunDirectoryError(f"{folder / name}: damaged checkpoint; delete {folder.parent} to redo this job")
-    except (OSError, ValueError, KeyError) as error:
-        raise RunDirectoryError(
-            f"{folder}: damaged checkpoint ({error}); delete {folder.parent} to redo this job"
-        ) from error
+def read_checked(folder: Path, run: Path) -> dict[str, Any] | None:
+    """The meta data of a checkpoint whose files are all whole, and the event files before it; None otherwise."""
+    meta = read_sealed(folder / "meta.json")
+    if meta is None or damaged(folder, meta["files"]) is not None or damaged(run, meta["events"]) is not None:
+        return None
     return meta
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _event_arrays(name: str, events: Events) -> dict[str, Any]:

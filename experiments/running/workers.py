@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,8 +26,9 @@ from typing import Any
 from experiments.running.design import Design, Job, World
 from experiments.running.directory import RunDirectory
 from experiments.running.jobs import JobRun, check_gates
-from simenv.errors import ConfigError
+from simenv.errors import ConfigError, WorkerError
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -135,21 +137,36 @@ def _run_in_pool(
             initargs=(reports, stop_event, os.getpid()),
         )
         try:
-            worlds = [pool.submit(_make_world, design, made[1], places[made]) for made, design in makers.items()]
+            with _signals_held_back():
+                worlds = [pool.submit(_make_world, design, made[1], places[made]) for made, design in makers.items()]
             _collect(worlds, reports, stop, stop_event, bar)
-            played = [
-                pool.submit(_play_job, part.design, job, part.folder, checkpoint_every, places[part.world(job.seed)])
-                for part, job in _world_by_world(parts)
-            ]
-            _collect(played, reports, stop, stop_event, bar)
-            checked = [
-                [
-                    pool.submit(_check_seed, part.design, part.folder, places[part.world(seed)])
-                    for seed in part.design.seeds
+            with _signals_held_back():
+                played = [
+                    pool.submit(
+                        _play_job, part.design, job, part.folder, checkpoint_every, places[part.world(job.seed)]
+                    )
+                    for part, job in _world_by_world(parts)
                 ]
-                for part in parts
-            ]
+            _collect(played, reports, stop, stop_event, bar)
+            with _signals_held_back():
+                checked = [
+                    [
+                        pool.submit(_check_seed, part.design, part.folder, places[part.world(seed)])
+                        for seed in part.design.seeds
+                    ]
+                    for part in parts
+                ]
             _collect([future for futures in checked for future in futures], reports, stop, stop_event, bar)
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                "a worker process was killed, most likely because memory ran out; nothing is lost: go on with "
+                "resume=DIR and fewer workers=, or with smaller n_users= or n_items="
+            ) from error
+        except KeyboardInterrupt as error:
+            if not isinstance(error, Interrupted):  # the second one: whoever hangs is not waited for
+                for child in multiprocessing.active_children():
+                    child.kill()
+            raise
         finally:
             stop_event.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -207,6 +224,7 @@ _worker: dict[str, Any] = {}
 def _start_worker(reports: Any, stop: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     _worker.update(reports=reports, stop=stop)
 
     def watch() -> None:
@@ -271,12 +289,24 @@ def _stop_on_signal() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, on_signal) for number in _STOPS}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Processes that are started inside are deaf until they say otherwise: a Ctrl-C goes to the whole terminal, and
+    must not kill them while they import.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
 
 class _Progress:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from simenv.errors import DataError, RunDirectoryError
+from simenv.files import write_whole
 
 Test = Literal["supported", "not_supported", "inconclusive"]
 Verdict = Literal["raised", "lowered", "negligible", "unclear"]
@@ -137,7 +138,7 @@ def verdict_of(
 
 def write_claims(folder: Path, claims: Iterable[JudgedClaim]) -> None:
     """Write `claims.json` of a run directory."""
-    (folder / FILE).write_text(json.dumps([claim.to_json() for claim in claims], indent=1) + "\n")
+    write_whole(folder / FILE, json.dumps([claim.to_json() for claim in claims], indent=1) + "\n")
 
 
 def read_claims(folder: Path | str) -> list[JudgedClaim]:

@@ -1,5 +1,14 @@
 """Figures for notebooks and the report: plain functions from polars frames to matplotlib figures."""
 
+import os
+
+# A notebook's choice of backend: none is needed here, and one that is not installed stops the import of matplotlib.
+_backend = os.environ.pop("MPLBACKEND", None)
+import matplotlib as _matplotlib  # noqa: F401
+
+if _backend is not None:
+    os.environ["MPLBACKEND"] = _backend
+
 from simenv.figures.comparisons import (
     plot_accuracy_bias,
     plot_amp_forest,

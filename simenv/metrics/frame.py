@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.errors import DataError, RunDirectoryError
+from simenv.files import write_whole
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,7 +44,7 @@ def write_metrics(rows: Iterable[Sequence[Any]], folder: Path) -> None:
     import polars as pl
 
     table = pl.DataFrame(list(rows), schema=schema(), orient="row")
-    table.with_columns(pl.col("value").fill_nan(None)).write_csv(folder / FILE)
+    write_whole(folder / FILE, table.with_columns(pl.col("value").fill_nan(None)).write_csv())
 
 
 def read_metrics(folder: Path | str) -> pl.DataFrame:

@@ -24,6 +24,7 @@ from simenv.conclusions.words import trim, undecidable
 from simenv.errors import RunDirectoryError, SimenvError
 from simenv.figures import plot_runs
 from simenv.figures.style import png_bytes, same_styles, sort_arms
+from simenv.files import write_whole
 from simenv.report import texts as texts_of
 from simenv.report import views
 from simenv.report.figures import SPECS, Drawn, draw_figures
@@ -242,7 +243,7 @@ def _write(files: Mapping[Path, bytes | None]) -> None:
             if data is None:
                 path.unlink(missing_ok=True)
             else:
-                path.write_bytes(data)
+                write_whole(path, data)
     except OSError as error:
         raise RunDirectoryError(f"{error.filename or path}: cannot be written ({error.strerror})") from error
 

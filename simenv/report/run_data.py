@@ -17,6 +17,7 @@ import polars as pl
 
 from simenv.conclusions.judged import JudgedClaim, read_claims
 from simenv.errors import DataError, RunDirectoryError
+from simenv.files import check_finished
 from simenv.metrics.frame import read_metrics
 
 EVENT_COLUMNS = ("seed", "arm", "mode", "round", "user", "item", "rank", "clicked", "popularity0_pct")
@@ -75,7 +76,7 @@ class RunData:
         """
         if not self.event_files:
             raise DataError("no events/*.parquet in this run directory")
-        return pl.scan_parquet(list(self.event_files))
+        return pl.scan_parquet(list(self.event_files), glob=False)
 
     @cached_property
     def exposure(self) -> pl.DataFrame:
@@ -103,6 +104,7 @@ def read_run(folder: Path | str) -> RunData:
         raise RunDirectoryError(f"{folder}: no such directory; expected a run directory")
     if not (folder / "run_card.json").is_file():
         raise RunDirectoryError(f"{folder}: not a run directory; expected a run_card.json in it")
+    check_finished(folder)
     card = _read_json(folder / "run_card.json")
     if not isinstance(card, dict):
         raise RunDirectoryError(f"{folder / 'run_card.json'}: holds a {type(card).__name__}; expected an object")
@@ -142,7 +144,7 @@ def _read_json(path: Path) -> Any:
 
 def _read_csv(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_csv(path, infer_schema_length=None)
+        return pl.read_csv(path, glob=False, infer_schema_length=None)
     except pl.exceptions.NoDataError:
         return pl.DataFrame()
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -153,7 +155,7 @@ def _read_parquet(path: Path, columns: tuple[str, ...]) -> pl.DataFrame | None:
     if not path.is_file():
         return None
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise RunDirectoryError(f"{path}: damaged ({_first_line(error)}); expected Parquet") from error
     _require_columns(path, frame.columns, columns)

@@ -277,5 +277,5 @@ def test_the_experiments_own_figure_is_on_the_page_and_survives_a_rebuild(tmp_pa
     assert set(OmegaConf.load(path / "config.yaml").recommenders) == {"popularity"}
     assert build(path).read_text() == first
     (path / "figures" / "replication.png").unlink()
-    with pytest.raises(RunDirectoryError, match=r"replication\.json: damaged"):
+    with pytest.raises(RunDirectoryError, match=r"replication\.png: missing"):
         build(path)
