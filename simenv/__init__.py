@@ -6,6 +6,8 @@ a machine that only trains P5 does without it.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -40,3 +42,16 @@ if find_spec("gymnasium") is not None:
     from simenv.registration import register_envs
 
     register_envs()
+
+
+def _keep_kernels_somewhere() -> None:
+    """numba keeps compiled kernels beside their source or in the user's cache folder, and stops where neither can be
+    written; then a temporary folder serves.
+    """
+    cache = os.path.expanduser("~/.cache")
+    places = [os.path.dirname(__file__), cache if os.path.isdir(cache) else os.path.expanduser("~")]
+    if "NUMBA_CACHE_DIR" not in os.environ and not any(os.access(place, os.W_OK) for place in places):
+        os.environ["NUMBA_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"simenv-kernels-{os.getuid()}")
+
+
+_keep_kernels_somewhere()

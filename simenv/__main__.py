@@ -5,7 +5,9 @@ Commands are found by dotted name when called, since running experiments stands 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command and what follows it; None = those of this process.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if name in ("-h", "--help"):
             print("simenv COMMAND ...\n")
@@ -47,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `simenv data | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

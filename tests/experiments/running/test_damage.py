@@ -316,3 +316,16 @@ def test_a_notebooks_backend_is_left_alone() -> None:
     env = os.environ | {"MPLBACKEND": "module_of_a_notebook"}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "module_of_a_notebook", done.stderr
+
+
+def test_compiled_kernels_find_a_place_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    import simenv
+
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    simenv._keep_kernels_somewhere()
+    assert "NUMBA_CACHE_DIR" not in os.environ
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    simenv._keep_kernels_somewhere()
+    assert "simenv-kernels-" in os.environ["NUMBA_CACHE_DIR"]
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
