@@ -266,7 +266,9 @@ def target_slates(policy: PlackettLuce, log: LoggedPages, dataset: Dataset, key:
     return policy.recommend(log.users, log.slates.shape[1], _past(dataset).rows(log.users), key=key).item_ids
 
 
-def to_minari(env: Any, policy: Callable[[Any], Any], dataset_id: str, *, episodes: int, seed: int = 0) -> Any:
+def to_minari(
+    env: Any, policy: Callable[[Any], Any], dataset_id: str, *, episodes: int, seed: int = 0, flat: bool = False
+) -> Any:
     """Play episodes and keep them as a Minari dataset, observations, actions, rewards and propensities.
 
     Args:
@@ -275,9 +277,12 @@ def to_minari(env: Any, policy: Callable[[Any], Any], dataset_id: str, *, episod
         dataset_id: such as ``simenv/slate-popularity-v0``.
         episodes: how many.
         seed: of the first episode's reset; the others go on from it.
+        flat: keep observations as one vector (`simenv.envs.wrappers.flat_features`), as d3rlpy and others want them;
+            the policy sees the Dict all the same.
 
     Returns:
-        the `minari.MinariDataset`.
+        the `minari.MinariDataset`; it names its environment where that can be written as JSON, one that
+        ``gymnasium.make`` made of names and numbers.
 
     Raises:
         MissingExtraError: minari is not installed.
@@ -288,15 +293,23 @@ def to_minari(env: Any, policy: Callable[[Any], Any], dataset_id: str, *, episod
     except ModuleNotFoundError as error:
         raise MissingExtraError("to_minari", "rl") from error
 
+    from simenv.envs.wrappers import FlatObservation, flat_features
+
+    shown = FlatObservation(env) if flat else env
+    inner = env.unwrapped
+
+    def kept(observation: Any) -> Any:
+        return flat_features(observation, inner.dataset, max_pages=inner.max_pages) if flat else observation
+
     buffers = []
     for episode in range(episodes):
         own = seed if episode == 0 else None
         observation, _ = env.reset(seed=own)
-        observations, actions, propensities, steps, ended = [observation], [], [], [], False
+        observations, actions, propensities, steps, ended = [kept(observation)], [], [], [], False
         while not ended:
             actions.append(np.asarray(policy(observation)))
             observation, *step, info = env.step(actions[-1])
-            observations.append(observation)
+            observations.append(kept(observation))
             steps.append(step)
             propensities.append(info.get("propensity", np.full(env.unwrapped.sessions.slate_size, np.nan)))
             ended = step[1] or step[2]
@@ -305,8 +318,8 @@ def to_minari(env: Any, policy: Callable[[Any], Any], dataset_id: str, *, episod
             EpisodeBuffer(
                 id=episode,
                 seed=own,
-                observations={name: [seen[name] for seen in observations] for name in observation}
-                if isinstance(observation, dict)
+                observations={name: [seen[name] for seen in observations] for name in observations[0]}
+                if isinstance(observations[0], dict)
                 else observations,
                 actions=actions,
                 rewards=list(rewards),
@@ -318,11 +331,20 @@ def to_minari(env: Any, policy: Callable[[Any], Any], dataset_id: str, *, episod
     return minari.create_dataset_from_buffers(
         dataset_id,
         buffers,
+        env=_written_spec(shown),
         action_space=env.action_space,
-        observation_space=env.observation_space,
+        observation_space=shown.observation_space,
         algorithm_name=type(policy).__name__,
         description="Sessions of simenv/Slate-v0; infos hold the propensity of each item at its rank.",
     )
+
+
+def _written_spec(env: Any) -> Any:
+    """The specification of an environment, None where JSON cannot hold it."""
+    try:
+        return env.spec if env.spec is not None and env.spec.to_json() else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _past(dataset: Dataset) -> Candidates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -198,6 +199,14 @@ def test_minari_keeps_episodes(world: Dataset, tmp_path: Any, monkeypatch: pytes
     assert episode.actions.shape == (len(episode.rewards), K)
     assert episode.rewards.sum() == episode.observations["clicks"][1:].sum()
     assert ((episode.infos["propensity"][1:] > 0) & (episode.infos["propensity"][1:] <= 1)).all()
+    assert dataset.spec.env_spec is None  # made of a data set that JSON cannot hold
+    named = gym.make("simenv/Slate-v0", n_users=20, n_items=30, slate_size=K, max_pages=4, texts=False)
+    flat = to_minari(named, RecommenderPolicy(Popularity(), named), "simenv/flat-v0", episodes=2, flat=True)
+    episode = next(iter(flat.iterate_episodes()))
+    again = gym.make(flat.spec.env_spec)
+    assert again.observation_space == flat.observation_space
+    assert again.reset(seed=0)[0].tolist() == episode.observations[0].tolist()
+    assert again.step(episode.actions[0])[1] == episode.rewards[0]
 
 
 def test_the_slate_pseudo_inverse_finds_an_additive_value() -> None:
