@@ -65,7 +65,9 @@ def test_they_are_features_of_tastes_content_and_codes(tmp_path):
         return same[kind == 0][:, kind == 0].mean() - same[kind == 0][:, kind == 1].mean()
 
     items = [
-        ContentTastes(dims=16, min_items=1, item_vectors=given).vectors(WORLD.catalog, WORLD.interactions, rng)[1]
+        ContentTastes(dims=16, min_items=1, item_vectors=given, vector_weight=1.0).vectors(
+            WORLD.catalog, WORLD.interactions, rng
+        )[1]
         for given in (None, str(known))
     ]
     assert apart(items[1]) > apart(items[0]) + 0.1
