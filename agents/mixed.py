@@ -320,7 +320,10 @@ def _merged(parts: Sequence[tuple[NDArray[np.bool_], Responses]], shape: tuple[i
         "utility": np.full(shape, np.nan, np.float32),
         "exited": np.zeros(shape[0], np.bool_),
     }
+    if any(responses.satisfaction is not None for _, responses in parts):
+        arrays["satisfaction"] = np.full(shape[0], np.nan, np.float32)
     for rows, responses in parts:
         for name, values in arrays.items():
-            values[rows] = getattr(responses, name)
+            if (found := getattr(responses, name)) is not None:
+                values[rows] = found
     return Responses(**arrays)

@@ -36,6 +36,7 @@ class Responses:
     ratings: NDArray[np.float32]  # (B, K), NaN = no rating
     utility: NDArray[np.float32]  # (B, K), in (0, 1), before the choice; NaN at empty slots
     exited: NDArray[np.bool_]  # (B,), the session ended after this page
+    satisfaction: NDArray[np.float32] | None = None  # (B,), in [0, 1] as stated; NaN, None = follows from the utility
 
 
 class Recommender(Protocol):

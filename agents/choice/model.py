@@ -6,7 +6,7 @@ A click is a Bernoulli draw of P(examined) * P(chosen | examined). The choice st
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,17 @@ from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Responses
 
 EXAMINATION = ("position", "cascade", "all")
+
+
+class ExitRule(NamedTuple):
+    """After page p (from 0) a user leaves with probability sigmoid(base + page * p - activity * a - satisfaction * s),
+    with a, s in [0, 1] the user's activity and moving average of page satisfaction.
+    """
+
+    base: float
+    page: float
+    activity: float
+    satisfaction: float
 
 
 class ChoiceModel(UserModel):
@@ -105,7 +116,7 @@ class ChoiceModel(UserModel):
         self.continue_click, self.continue_skip = continue_click, continue_skip
         self.rating_rate = rating_rate
         self._weights = (base, taste, conformity, novelty, satiation, fatigue)
-        self._exit = (exit_base, exit_page, exit_activity, exit_satisfaction)
+        self.exit_rule = ExitRule(exit_base, exit_page, exit_activity, exit_satisfaction)
         self._memory_size = memory_size
         self._dynamics = Dynamics(
             drift=drift,
@@ -169,7 +180,7 @@ class ChoiceModel(UserModel):
         return np.array(
             [
                 *self._weights,
-                *self._exit,
+                *self.exit_rule,
                 self.examination == "cascade",
                 self.continue_click,
                 self.continue_skip,

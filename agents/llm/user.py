@@ -172,12 +172,7 @@ class LLMUser(UserModel):
 
     def respond(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key) -> Responses:
         users = np.asarray(users, dtype=np.int64)
-        before = self.population.satisfaction[users].copy()
         responses = super().respond(users, slates, key)
-        stated = ~np.isnan(self._stated)
-        weight = self.dynamics.satisfaction_memory
-        mood = (weight * before + (1.0 - weight) * self._stated).astype(np.float32)
-        self.population.satisfaction[users[stated]] = mood[stated]
         self._remember(users, slates, responses, key)
         return responses
 
@@ -255,8 +250,8 @@ class LLMUser(UserModel):
     def _respond(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Responses:
         stand_in = self.embedded._respond(users, slates, key)
         interest, rating, satisfaction = self.score(users, slates, key)
-        self._stated = (satisfaction - 1.0) / 4.0
-        scored = ~np.isnan(self._stated)
+        stated = (satisfaction - 1.0) / 4.0
+        scored = ~np.isnan(stated)
         examined, clicked = self._act(users, slates, key, interest, stand_in.examined)
         u = uniforms(key, Purpose.RATING, users[:, None], slates)
         v = uniforms(key, Purpose.RATING_SECOND, users[:, None], slates)
@@ -270,7 +265,8 @@ class LLMUser(UserModel):
             clicked=np.where(rows, clicked, stand_in.clicked),
             ratings=np.where(rows, ratings, stand_in.ratings),
             utility=stand_in.utility,
-            exited=np.where(scored, self._leaves(users, key), stand_in.exited),
+            exited=np.where(scored, self._leaves(users, stated, key), stand_in.exited),
+            satisfaction=stated,
         )
 
     def score(
@@ -316,11 +312,11 @@ class LLMUser(UserModel):
         examined[:, 1:] &= stopped[:, :-1] == 0
         return examined, examined & wanted
 
-    def _leaves(self, users: LongArray, key: Key) -> NDArray[np.bool_]:
+    def _leaves(self, users: LongArray, stated: NDArray[np.float32], key: Key) -> NDArray[np.bool_]:
         """sigmoid(b0 + b1 * page - b2 * activity - b3 * EMA(satisfaction)), with the embedded model's coefficients."""
-        base, by_page, by_activity, by_satisfaction = self.embedded._exit
+        base, by_page, by_activity, by_satisfaction = self.embedded.exit_rule
         weight = self.dynamics.satisfaction_memory
-        mood = weight * self.population.satisfaction[users] + (1.0 - weight) * np.nan_to_num(self._stated)
+        mood = weight * self.population.satisfaction[users] + (1.0 - weight) * np.nan_to_num(stated)
         hazard = base + by_page * key.page - by_activity * self.population.traits.activity_pct[users]
         hazard -= by_satisfaction * mood
         return np.asarray(uniforms(key, Purpose.EXIT, users, 0) < 1.0 / (1.0 + np.exp(-hazard)))

@@ -192,6 +192,7 @@ class Population:
             key: round and page of the page.
         """
         recent = self.recent_bits[key.round % _SLOTS] if len(self.recent_bits) else self.clicked_bits[:0]
+        before = self.satisfaction[users]
         _absorb(
             np.asarray(users, np.int64),
             slates,
@@ -220,6 +221,10 @@ class Population:
             self.memory_page,
             self.memory_count,
         )
+        if responses.satisfaction is not None:
+            stated, weight = ~np.isnan(responses.satisfaction), self.dynamics.satisfaction_memory
+            mood = (weight * before + (1.0 - weight) * responses.satisfaction).astype(np.float32)
+            self.satisfaction[np.asarray(users)[stated]] = mood[stated]
 
     def end_round(self, round: int) -> None:
         """Time passes after `round`: satiation decays, fatigue recovers, the oldest cooldown slot empties."""

@@ -217,7 +217,6 @@ class _Reenactment(LLMUser):
         self.respond(pages.users, pages.slates, key)
 
     def _respond(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Responses:
-        self._stated = np.full(len(users), np.nan, np.float32)
         return self._happened
 
 

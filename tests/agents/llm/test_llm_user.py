@@ -542,3 +542,19 @@ def test_configurations_instantiate(llm, tmp_path, monkeypatch):
     assert isinstance(model, LLMUser)
     assert model.retrieval.top == 5
     assert model.attributes == ("gender", "age", "occupation")
+
+
+def test_satisfaction_that_a_response_states_moves_the_mood_in_place_of_the_utility():
+    users = make("http://127.0.0.1:9/v1")
+    population = users.population
+    population.satisfaction[:] = 0.25
+    unstated = users.embedded._respond(USERS, slates_for(), Key(9))
+    stated = np.full(len(USERS), np.nan, np.float32)
+    stated[0] = 1.0
+    population.absorb(USERS, slates_for(), replace(unstated, satisfaction=stated), Key(9))
+    weight = users.dynamics.satisfaction_memory
+    assert population.satisfaction[USERS[0]] == np.float32(weight * 0.25 + (1 - weight) * 1.0)
+    missed = np.where(unstated.examined, 1 - unstated.utility, 1.0).prod(axis=1)
+    np.testing.assert_allclose(
+        population.satisfaction[USERS[1:]], (weight * 0.25 + (1 - weight) * (1 - missed))[1:], rtol=1e-5
+    )
