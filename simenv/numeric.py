@@ -18,6 +18,11 @@ DoubleArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 
+def sigmoid(x: Any) -> NDArray[Any]:
+    """The logistic function, in the precision of `x`; beyond 60 on either side it no longer changes."""
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -60.0, 60.0))))
+
+
 def places(counts: NDArray[Any]) -> LongArray:
     """0, 1, ... within each of several groups that lie one after the other.
 

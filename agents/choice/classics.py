@@ -17,6 +17,7 @@ from agents.choice.model import first_copies
 from agents.population.traits import Traits
 from simenv.candidates import Candidates, pack, unpack
 from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
+from simenv.numeric import sigmoid
 from simenv.randomness import Key, Purpose, generator, uniforms
 from simenv.slates import Responses
 
@@ -272,4 +273,4 @@ class DriftingInterest(TableUsers):
 
 def logistic(x: DoubleArray) -> DoubleArray:
     """1 / (1 + e^-x), kept inside (0, 1)."""
-    return np.clip(1 / (1 + np.exp(-np.clip(x, -700, 700))), 1e-12, 1 - 1e-12)
+    return np.clip(sigmoid(x), 1e-12, 1 - 1e-12)

@@ -16,6 +16,7 @@ from agents.choice.rule import PAGE, ROUND, SEED, USER, answer_pages, scratch, u
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
 from simenv.metrics.reference import midrank_percentile
+from simenv.numeric import sigmoid
 from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Responses
 
@@ -262,11 +263,9 @@ class RankAcceptance(UserModel):
             + head.user_bias[users, None]
             + head.item_bias[safe]
         )
-        utility = np.where(slates >= 0, 1 / (1 + np.exp(-logits)), np.nan).astype(np.float32)
+        utility = np.where(slates >= 0, sigmoid(logits), np.nan).astype(np.float32)
         expected = population.tastes.rating.pairs(np.broadcast_to(users[:, None], slates.shape), safe)
-        scale = self._scale
-        steps = np.round((np.clip(expected, scale.low, scale.high) - scale.low) / scale.step)
-        ratings = np.where(clicked, scale.low + steps * scale.step, np.nan).astype(np.float32)
+        ratings = np.where(clicked, self._scale.round(expected), np.nan).astype(np.float32)
         exited = np.ones(len(users), np.bool_)
         return Responses(examined=examined, clicked=clicked, ratings=ratings, utility=utility, exited=exited)
 

@@ -152,6 +152,4 @@ class OwnRatings:
     def at(self, users: NDArray[Any], quantiles: NDArray[np.float64]) -> FloatArray:
         """Ratings of these users at these quantiles (same shape), on the steps of the data set's scale."""
         z = np.interp(quantiles, QUANTILE_GRID, self._quantiles)
-        latent = np.clip(self.mean[users] + self.sd[users] * z, self.scale.low, self.scale.high)
-        steps = np.floor((latent - self.scale.low) / self.scale.step + 0.5)
-        return np.asarray(self.scale.low + steps * self.scale.step, dtype=np.float32)
+        return self.scale.round(self.mean[users] + self.sd[users] * z)

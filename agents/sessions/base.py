@@ -23,6 +23,7 @@ from simenv.envs.sessions import Observation, Parts, Who
 from simenv.errors import ConfigError
 from simenv.metrics.profile import observable_profile
 from simenv.metrics.reference import midrank_percentile
+from simenv.numeric import sigmoid
 
 if TYPE_CHECKING:
     from agents.base import UserModel
@@ -227,7 +228,7 @@ class Sessions(ABC):
         """Utility of every item for the user of each row as it is now, (n_rows, n_items); the oracle's view."""
         head = self.users.population.tastes.choice
         logits = self.vectors @ head.item_vectors.T + head.user_bias[self.who[:, Who.USER], None] + head.item_bias
-        return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float32)
+        return sigmoid(logits).astype(np.float32)
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 

@@ -13,13 +13,9 @@ from numpy.typing import NDArray
 
 from simenv.datasets.base import Head, Interactions
 from simenv.datasets.splits import match_popularity, sample_unseen
-from simenv.numeric import mean_user_auc
+from simenv.numeric import mean_user_auc, sigmoid
 
 DoubleArray = NDArray[np.float64]
-
-
-def sigmoid(x: DoubleArray) -> DoubleArray:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -60.0, 60.0))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,8 @@ from agents.base import UserModel
 from agents.population.traits import Traits
 from agents.tastes.structures import TasteModel
 from simenv import checks
-from simenv.datasets.base import Dataset, Tastes
-from simenv.datasets.splits import hold_out
+from simenv.datasets.base import Dataset, Interactions, Tastes
+from simenv.datasets.splits import distinct, hold_out, pair_keys
 from simenv.errors import ConfigError, MissingExtraError, SimenvError, did_you_mean
 from simenv.language_models.wire.secrets import public
 from simenv.metrics.reference import Reference
@@ -108,8 +108,9 @@ class Design:
 
     def __post_init__(self) -> None:
         checks.check_fields(self)
-        for name, low in (("seed", 0), ("n_seeds", 1), ("rounds", 1), ("record_every", 1)):
-            checks.whole(name, getattr(self, name), low)
+        checks.whole("seed", self.seed)
+        for name in ("n_seeds", "rounds", "record_every"):
+            checks.whole(name, getattr(self, name), 1, 1_000_000)
         checks.whole("seed + n_seeds", self.seed + self.n_seeds)
         for name in ("n_users", "n_items"):
             checks.whole(name, getattr(self, name), 1, none=True)
@@ -158,7 +159,7 @@ class Design:
         for arm, _ in self.arms:
             self.make_recommender(arm)
         if data:
-            self.load_dataset(self.seed)
+            self._known(self.load_dataset(self.seed))
 
     def used_recommenders(self) -> dict[str, Spec]:
         """The specs of the arms that are played."""
@@ -224,8 +225,7 @@ class Design:
 
     def make_world(self, seed: int) -> World:
         """The world of one seed: data, tastes, traits and what is frozen at round 0."""
-        dataset = self.load_dataset(seed)
-        dataset = hold_out(dataset, self.holdout)
+        dataset = self._known(self.load_dataset(seed))
         tastes = dataset.tastes
         fraction = self.user_fraction or (0.8 if self.n_seeds > 1 and tastes is None else 1.0)
         if fraction < 1:
@@ -240,6 +240,21 @@ class Design:
             traits=Traits.from_dataset(dataset),
             reference=Reference.from_dataset(dataset, seed),
         )
+
+    def _known(self, dataset: Dataset) -> Dataset:
+        """What everyone may know, the holdout apart.
+
+        Raises:
+            ConfigError: there is nothing left to show.
+        """
+        dataset = hold_out(dataset, self.holdout)
+        log, pairs = dataset.interactions, dataset.n_users * dataset.n_items
+        if len(log) >= pairs and self.repeat == "never" and _distinct_pairs(log) == pairs:
+            raise ConfigError(
+                f"repeat=never: every user of {dataset.name} has had all {dataset.n_items} items, so nothing is left to "
+                "show; expected repeat=cooldown, repeat=always or more items"
+            )
+        return dataset
 
     def load_dataset(self, seed: int) -> Dataset:
         """The data of one seed, before any holdout or sampling of users."""
@@ -319,6 +334,10 @@ class World:
     tastes: Tastes
     traits: Traits
     reference: Reference
+
+
+def _distinct_pairs(log: Interactions) -> int:
+    return len(distinct(pair_keys(log.users, log.items, log.n_items)))
 
 
 def expand_arms(arms: Iterable[str], modes: Iterable[str], references: Iterable[str]) -> tuple[tuple[str, str], ...]:

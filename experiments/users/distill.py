@@ -26,6 +26,7 @@ from experiments.users.fitting import Fit, Log, click_logits, fit_all, go_throug
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import read_events
 from simenv.metrics.frame import read_metrics
+from simenv.numeric import sigmoid
 
 BINS = 10
 
@@ -132,7 +133,7 @@ def fidelity(
     likelihoods: dict[str, Matrix] = {}
     models = {"one rate": constant, "start": click_logits(judged, start), "distilled": click_logits(judged, fitted)}
     for name, logits in models.items():
-        p = 1 / (1 + np.exp(-logits))
+        p = sigmoid(logits)
         likelihoods[name] = _sums(who, y * logits - np.logaddexp(0, logits))
         rows.append(boot.row("clicks", "later rounds", name, "log-likelihood", ratio(likelihoods[name], count)))
         rows.append(boot.row("clicks", "later rounds", name, "auc", mean(_auc_by_user(who, p, judged.clicked))))

@@ -21,6 +21,7 @@ from experiments.running.design import World
 from simenv.errors import ConfigError
 from simenv.events import Events
 from simenv.metrics.reference import genre_weights, midrank_percentile
+from simenv.numeric import sigmoid
 from simenv.randomness import Key
 from simenv.slates import Responses
 
@@ -227,7 +228,7 @@ def logistic(design: Matrix, outcome: NDArray[np.bool_], offset: Matrix, start: 
         return float((np.logaddexp(0, z) - y * z).sum() + PRIOR / 2 * np.square(w - prior).sum())
 
     for _ in range(100):
-        p = 1 / (1 + np.exp(-np.clip(x @ weights + offset, -60, 60)))
+        p = sigmoid(x @ weights + offset)
         gradient = x.T @ (y - p) - PRIOR * (weights - prior)
         hessian = (x * (p * (1 - p))[:, None]).T @ x + PRIOR * np.eye(x.shape[1])
         step = np.linalg.solve(hessian, gradient)

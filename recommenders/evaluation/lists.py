@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from simenv.datasets.base import FloatArray, IntArray, LongArray
 from simenv.errors import DataError
+from simenv.numeric import sigmoid
 
 if TYPE_CHECKING:
     import polars as pl
@@ -138,7 +139,7 @@ def _logistic(x: NDArray[np.float64], y: NDArray[np.bool_], reg: float, steps: i
     penalty[0] = 1e-6
     weights = np.zeros(x.shape[1])
     for _ in range(steps):
-        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        p = sigmoid(x @ weights)
         gradient = x.T @ (p - y) + penalty * weights
         step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty), gradient)
         weights -= step

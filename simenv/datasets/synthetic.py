@@ -23,6 +23,7 @@ from simenv.datasets import wording
 from simenv.datasets.base import Catalog, Dataset, FloatArray, Head, Interactions, LongArray, Tastes
 from simenv.datasets.marginals import ML_100K, quantile_function
 from simenv.errors import ConfigError
+from simenv.numeric import sigmoid
 
 N_USERS, N_ITEMS = 500, 1000
 MEAN_UTILITY = 0.07  # mean P(chosen | examined) over users and catalogue
@@ -205,7 +206,7 @@ def _calibrated(
     choice = _head(user_vectors, item_vectors, appetite, np.float32(_QUALITY_SD) * quality)
     logits = choice.scores(sample)
     choice = replace(choice, user_bias=choice.user_bias + np.float32(_level(logits, MEAN_UTILITY)))
-    utility = _sigmoid(choice.scores(sample))
+    utility = sigmoid(choice.scores(sample))
     popularity = _popularity_curve(np.log(utility.mean(axis=0)), popularity_strength, rng)
     log_exposure, consumed = _solve_exposure(utility, popularity, activity[sample])
 
@@ -224,16 +225,12 @@ def _head(user_vectors: FloatArray, item_vectors: FloatArray, user_bias: FloatAr
     return Head(user_vectors=user_vectors, item_vectors=item_vectors, user_bias=centred, item_bias=item_bias)
 
 
-def _sigmoid(x: FloatArray) -> FloatArray:
-    return np.asarray(1 / (1 + np.exp(-x)))
-
-
 def _level(logits: FloatArray, mean: float) -> float:
     """The constant to add to the logits so that their sigmoid has this mean (bisection)."""
     low, high = -20.0, 20.0
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if _sigmoid(logits + np.float32(middle)).mean() < mean else (low, middle)
+        low, high = (middle, high) if sigmoid(logits + np.float32(middle)).mean() < mean else (low, middle)
     return (low + high) / 2
 
 

@@ -23,6 +23,7 @@ from simenv.datasets.base import Catalog, Dataset, Head, Interactions, Tastes
 from simenv.envs.errors import OptionError
 from simenv.envs.slate import SlateEnv
 from simenv.envs.vector import SlateVectorEnv
+from simenv.numeric import sigmoid
 
 State = Hashable
 Chances = tuple[NDArray[np.float64], NDArray[np.float64]]  # P(click), P(leave) of each item, (n_items,) each
@@ -145,10 +146,6 @@ _STILL: dict[str, Any] = {  # every circumstance off; a task switches on what it
 }
 
 
-def _sigmoid(x: Any) -> NDArray[np.float64]:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(x, np.float64))))
-
-
 def _world(
     name: str, users: Any, items: Any, item_bias: Any, past: list[tuple[int, int]], genres: int | None = None
 ) -> Dataset:
@@ -205,7 +202,7 @@ def _satiation_trap() -> Task:
     past = [(0, item) for item in (0, 0, 0, 1, 1, 2, 3, 4)]
 
     def chances(clicks: Any) -> Chances:
-        return _sigmoid(bias - weight * np.array(clicks)), np.zeros(5)
+        return sigmoid(bias - weight * np.array(clicks)), np.zeros(5)
 
     def after(clicks: Any, item: int, clicked: bool) -> State:
         return tuple(n + (clicked and i == item) for i, n in enumerate(clicks))
@@ -219,7 +216,7 @@ def _satiation_trap() -> Task:
         starts=((1.0, (0,) * 5),),
         chances=chances,
         after=after,
-        utility=lambda clicks: _sigmoid(bias),
+        utility=lambda clicks: sigmoid(bias),
     )
 
 
@@ -228,8 +225,8 @@ def _churn_trap() -> Task:
     bias = np.array([2.6, 0.8, -0.6, -1.4])
     taste, hold = 0.3, 8.0
     past = [(0, item) for item in (0, 0, 0, 0, 1, 1, 2, 3)]
-    clicks, utility = _sigmoid(taste * affinity + bias), _sigmoid(affinity + bias)
-    leaves = _sigmoid(2.0 - hold * utility)
+    clicks, utility = sigmoid(taste * affinity + bias), sigmoid(affinity + bias)
+    leaves = sigmoid(2.0 - hold * utility)
     return Task(
         name="ChurnTrap",
         lesson="The item that is clicked most disappoints, and disappointed users leave.",
@@ -250,7 +247,7 @@ def _popularity_trap() -> Task:
     items = np.repeat(weight * tastes, 2, axis=0)
     # Everybody has been shown the hits of group 0; each group's own history is what tells it apart.
     past = [(u, item) for u, g in enumerate(groups) for item in (0, 2 * g, 2 * g + 1)]
-    clicks = _sigmoid(tastes @ items.T + bias)
+    clicks = sigmoid(tastes @ items.T + bias)
 
     def after(group: Any, item: int, clicked: bool) -> State:
         return int(group)
@@ -273,7 +270,7 @@ def _cold_start() -> Task:
     low, high = -1.7, 1.7
     tastes = np.eye(n)
     bias = np.full(n, low)
-    by_type = _sigmoid((high - low) * tastes + bias)  # (type, item)
+    by_type = sigmoid((high - low) * tastes + bias)  # (type, item)
 
     everything = [(user, item) for user in range(n) for item in range(n)]
 
@@ -320,7 +317,7 @@ def _drift() -> Task:
         return np.asarray(moved * np.linalg.norm(vector) / np.linalg.norm(moved))
 
     def utility(clicked: Any) -> NDArray[np.float64]:
-        return _sigmoid(items @ taste(clicked) + bias)
+        return sigmoid(items @ taste(clicked) + bias)
 
     return Task(
         name="Drift",

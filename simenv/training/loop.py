@@ -31,6 +31,9 @@ GRADIENT_NORM = 1.0
 VALIDATION_USERS = 4_000  # at most so many are scored; their NDCG@10 then has a standard error of about .003
 
 
+MOST_EPOCHS = 1_000_000  # more would not end
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingOptions:
     """How to train. With `max_minutes` the number of steps, and so the result, depends on the machine."""
@@ -50,6 +53,8 @@ class TrainingOptions:
         for name in ("epochs", "batch_size", "learning_rate", "evaluate_every", "patience"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected a positive number")
+        if self.epochs > MOST_EPOCHS:
+            raise ConfigError(f"epochs={self.epochs}: expected at most {MOST_EPOCHS:,}")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup={self.warmup}: expected a share in [0, 1)")
         if self.max_minutes is not None and self.max_minutes <= 0:

@@ -4,16 +4,21 @@ import copy
 import json
 import random
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments.running.course import run_experiment
-from experiments.running.design import spec_from_conf
+from experiments.running.design import Design, spec_from_conf
 from experiments.running.directory import RunDirectory
-from simenv.errors import SimenvError
+from simenv.datasets import Dataset, Interactions
+from simenv.datasets.raw import numbered_items
+from simenv.errors import ConfigError, SimenvError
+from simenv.platform import Schedule
 
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 TINY = [
@@ -132,3 +137,40 @@ def test_a_hundred_random_configurations_pass_or_are_refused_in_one_line(parts, 
 @pytest.mark.slow
 def test_random_configurations_that_pass_can_be_played(parts, tmp_path):
     assert check(parts, tmp_path, 150, seed=1) > 60
+
+
+@pytest.mark.parametrize("n_items", [1, 4])
+def test_a_world_in_which_everybody_has_had_everything_is_refused(n_items):
+    log = Interactions.empty(3, n_items)
+    pairs = [np.repeat(np.arange(3), n_items).astype(np.int32), np.tile(np.arange(n_items), 3).astype(np.int32)]
+    log = replace(
+        log,
+        users=pairs[0],
+        items=pairs[1],
+        ratings=np.full(3 * n_items, np.nan, np.float32),
+        times=np.arange(3 * n_items),
+    )
+    world = Dataset(name="full", catalog=numbered_items(np.arange(n_items)), interactions=log, user_ids=("a", "b", "c"))
+    options = {
+        "dataset": world,
+        "agent": spec_from_conf("agent", "choice"),
+        "recommenders": {"random": spec_from_conf("recommender", "random")},
+        "arms": (("random", "loop"),),
+        "schedule": Schedule(slate_size=1),
+    }
+    with pytest.raises(ConfigError, match=f"repeat=never: every user of full has had all {n_items} items"):
+        Design(**options).check()
+    Design(**options, repeat="always").check()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rounds": 2**62}, "rounds=.*1 to 1000000"),
+        ({"seed": 2**63 - 1}, "seed . n_seeds="),
+        ({"seed": 2**63}, "seed="),
+    ],
+)
+def test_sizes_that_would_not_end_are_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        Design(dataset=None, agent=None, recommenders={"a": None}, arms=(("a", "loop"),), **options)
