@@ -251,7 +251,7 @@ class Design:
         log, pairs = dataset.interactions, dataset.n_users * dataset.n_items
         if len(log) >= pairs and self.repeat == "never" and _distinct_pairs(log) == pairs:
             raise ConfigError(
-                f"repeat=never: every user of {dataset.name} has had all {dataset.n_items} items, so nothing is left to "
+                f"repeat=never: every user of {dataset.name} has had all {dataset.n_items} items: nothing is left to "
                 "show; expected repeat=cooldown, repeat=always or more items"
             )
         return dataset

@@ -12,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import experiments.__main__  # noqa: F401 - makes Hydra find every recommender
 from experiments.running.course import run_experiment
 from experiments.running.design import Design, spec_from_conf
 from experiments.running.directory import RunDirectory
