@@ -66,9 +66,6 @@ MANY = {  # constructors whose parameters are still options one by one
     "agents/choice/model.py": 23,
     "agents/llm/user.py": 16,
     "simenv/datasets/tabular.py": 28,
-    "simenv/envs/platform_env.py": 19,
-    "simenv/envs/slate.py": 13,
-    "simenv/envs/vector.py": 15,
     "simenv/language_models/factories.py": 14,
 }
 
