@@ -248,9 +248,9 @@ def main(arguments: Sequence[str] | None = None, called: str = "simenv run") -> 
         return 0
     if debug:
         raise _failures[0][1]
-    for folder, error in _failures:
-        _say(f"error: {f'{folder}: ' if len(_failures) > 1 else ''}{_in_a_line(error, arguments)}")
-    return max(getattr(error, "exit_code", 2) for _, error in _failures)
+    for where, failure in _failures:
+        _say(f"error: {f'{where}: ' if len(_failures) > 1 else ''}{_in_a_line(failure, arguments)}")
+    return max(getattr(failure, "exit_code", 2) for _, failure in _failures)
 
 
 def _in_a_line(error: Exception, arguments: Sequence[str]) -> str:
