@@ -46,7 +46,8 @@ def start(*arguments: str, before: Callable[[], Any] | None = None, **env: str) 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
     _, said = process.communicate(timeout=300)
-    return process.returncode, said
+    ends = [line for line in said.splitlines(keepends=True) if not line.startswith("note: ")]
+    return process.returncode, "".join(ends)
 
 
 def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> None:
