@@ -116,16 +116,24 @@ def conform(target: Callable[..., Any], options: Mapping[str, Any], what: str = 
     Raises:
         ConfigError: the first option that is unknown or of another type, or a number that is not finite.
     """
-    known = parameters(target)
+    known, _ = _parameters(target)
     for name, value in options.items():
-        if known is not None and name in known:
+        if name in known:
             _check(f"{what}{name}", value, known[name])
     check_known([name for name in options if not name.startswith("_")], target, what)
 
 
 def parameters(target: Any) -> dict[str, Any] | None:
     """Type of every option that a class or function takes, base classes' included; None = it takes any."""
+    found, complete = _parameters(target)
+    return found if complete else None
+
+
+def _parameters(target: Any) -> tuple[dict[str, Any], bool]:
+    """Types by option, and whether these are all; a function names in `passes_on_to` what takes its further ones."""
     makers = [target]
+    while hasattr(makers[-1], "passes_on_to"):
+        makers.append(makers[-1].passes_on_to)
     if isinstance(target, type):
         makers = [holder.__dict__["__init__"] for holder in target.__mro__ if "__init__" in holder.__dict__]
     found: dict[str, Any] = {}
@@ -135,8 +143,8 @@ def parameters(target: Any) -> dict[str, Any] | None:
         for each in named[isinstance(target, type) :]:  # without self
             found.setdefault(each.name, annotation_of(maker, each.annotation))
         if not any(p.kind is p.VAR_KEYWORD for p in signature) or maker is object.__init__:
-            return found
-    return None
+            return found, True
+    return found, False
 
 
 def place_of(option: str, target: Callable[..., Any]) -> str | None:

@@ -147,3 +147,7 @@ def replay(model: str, cache: str | Path, *, parameters: Mapping[str, Any] | Non
 
 
 replay.carrying = ("cache",)  # type: ignore[attr-defined]
+
+
+for _factory, _takes in ((openai, connect), (transformers, connect), (smollm2, transformers)):
+    setattr(_factory, "passes_on_to", _takes)  # noqa: B010 - so that what is passed on is checked by its annotations

@@ -10,6 +10,7 @@ import pytest
 
 from simenv import checks
 from simenv.errors import ConfigError, DataError
+from simenv.language_models import openai
 
 
 class Base:
@@ -109,3 +110,21 @@ def test_ranges_in_words():
         assert str(caught.value) == said
     with pytest.raises(DataError):
         checks.whole("n", -1, error=DataError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timeout", float("nan")),
+        ("timeout", None),
+        ("backoff", float("nan")),
+        ("concurrency", True),
+        ("max_retries", 1.5),
+        ("budget_dollars", float("nan")),
+        ("budget_calls", "many"),
+        ("price_prompt", None),
+    ],
+)
+def test_options_of_language_models_are_checked_too(name, value):
+    with pytest.raises(ConfigError, match=f"^llm.{name}=.*: expected (null or )?a (whole )?number"):
+        checks.conform(openai, {"model": "m", name: value}, "llm.")
