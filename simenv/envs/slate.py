@@ -28,6 +28,8 @@ from simenv.errors import SimenvError
 from simenv.randomness import hash64
 
 _ALL = np.ones(1, np.bool_)
+_USER, _SEED, _EPISODE, _PAGE, _ = map(int, Who)  # plain integers index faster than an enum
+_LEFT = int(Parts.LEFT)
 RESET_OPTIONS = ("keep_world", "user")
 
 
@@ -116,12 +118,12 @@ class SlateEnv(gym.Env[Observed, NDArray[np.int64]]):
             self.sessions.restore_world()
         if begins_anew:
             super().reset(seed=seed)
-            who[0, Who.SEED] = luck_seed(self.np_random_seed)  # of the system's making where none was given
-            who[0, Who.EPISODE] = -1
+            who[0, _SEED] = luck_seed(self.np_random_seed)  # of the system's making where none was given
+            who[0, _EPISODE] = -1
         self.sessions.begin(_ALL, users, keep=keep)
         self._playing = True
         self.sessions.observe(out=self._rows)
-        return {name: values.copy() for name, values in self._row}, {"user": int(who[0, Who.USER])}
+        return {name: values.copy() for name, values in self._row}, {"user": int(who[0, _USER])}
 
     def step(self, action: Any) -> tuple[Observed, float, bool, bool, dict[str, Any]]:
         """Show one page.
@@ -150,11 +152,11 @@ class SlateEnv(gym.Env[Observed, NDArray[np.int64]]):
             reward = sum([weight * parts[at] for at, weight in self.reward.terms])
         else:
             reward = float(self.reward(sessions.parts, self._page)[0])
-        terminated = parts[Parts.LEFT] > 0
-        truncated = not terminated and int(sessions.who[0, Who.PAGE]) >= self.max_pages
+        terminated = parts[_LEFT] > 0
+        truncated = not terminated and int(sessions.who[0, _PAGE]) >= self.max_pages
         self._playing = not (terminated or truncated)
         info = {
-            "user": int(sessions.who[0, Who.USER]),
+            "user": int(sessions.who[0, _USER]),
             "position": self._position.copy(),
             "utility": sessions.utility[0].copy(),
             "examined": sessions.examined[0].copy(),
@@ -174,12 +176,12 @@ class SlateEnv(gym.Env[Observed, NDArray[np.int64]]):
                 "render() without a render_mode; make the environment with render_mode='ansi' or 'rgb_array'"
             )
             return None
-        if self.sessions.who[0, Who.EPISODE] < 0:
+        if self.sessions.who[0, _EPISODE] < 0:
             raise ResetNeededError("Cannot call env.render() before calling env.reset()")
         from simenv.envs.rendering import page_image, page_text
 
         draw = page_text if self.render_mode == "ansi" else page_image
-        return draw(self.dataset, self.sessions, 0, self._action[0] if self.sessions.who[0, Who.PAGE] else None)
+        return draw(self.dataset, self.sessions, 0, self._action[0] if self.sessions.who[0, _PAGE] else None)
 
     # -- beyond Gymnasium -------------------------------------------------------------------------------------
 
@@ -236,7 +238,7 @@ class SlateEnv(gym.Env[Observed, NDArray[np.int64]]):
             other._np_random = copy.deepcopy(self._np_random)
             other.action_space, other.observation_space = copy.deepcopy((self.action_space, self.observation_space))
             if luck == "fresh":
-                other.sessions.who[:, Who.SEED] = fresh_seeds(self.sessions.who, branch)
+                other.sessions.who[:, _SEED] = fresh_seeds(self.sessions.who, branch)
             branches.append(other)
         return branches
 
@@ -255,7 +257,7 @@ class SlateEnv(gym.Env[Observed, NDArray[np.int64]]):
         self._row = [(name, values[0]) for name, values in self._rows._asdict().items()]
 
     def _why_reset(self) -> str:
-        if self.sessions.who[0, Who.EPISODE] < 0:
+        if self.sessions.who[0, _EPISODE] < 0:
             return "Cannot call env.step() before calling env.reset()"
         return "Cannot call env.step() after the episode has ended, or a page has failed: call env.reset() first"
 
@@ -268,19 +270,19 @@ class SlateEnv(gym.Env[Observed, NDArray[np.int64]]):
 
 def fresh_seeds(who: NDArray[np.int64], branch: int) -> NDArray[np.int64]:
     """Seeds for a branch with luck of its own, (n_rows,), a hash of the seeds so far and the place in the session."""
-    state = hash64(who[:, Who.SEED], -1, branch, who[:, Who.EPISODE], who[:, Who.PAGE], 0)
+    state = hash64(who[:, _SEED], -1, branch, who[:, _EPISODE], who[:, _PAGE], 0)
     return (state >> np.uint64(2)).astype(np.int64)
 
 
 def page_of(sessions: Sessions, slates: NDArray[np.int64]) -> Page:
     """The last page of every row, as copies."""
     return Page(
-        users=sessions.who[:, Who.USER].copy(),
-        page=sessions.who[:, Who.PAGE] - 1,
+        users=sessions.who[:, _USER].copy(),
+        page=sessions.who[:, _PAGE] - 1,
         slates=slates.copy(),
         examined=sessions.examined.copy(),
         clicked=sessions.clicked.copy(),
         ratings=sessions.ratings.copy(),
         utility=sessions.utility.copy(),
-        exited=sessions.parts[:, Parts.LEFT] > 0,
+        exited=sessions.parts[:, _LEFT] > 0,
     )
