@@ -12,9 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import experiments.__main__  # noqa: F401 - makes Hydra find every recommender
 from experiments.running.course import run_experiment
-from experiments.running.design import Design, spec_from_conf
+from experiments.running.design import Design, offer_recommenders, spec_from_conf
 from experiments.running.directory import RunDirectory
 from simenv.datasets import Dataset, Interactions
 from simenv.datasets.raw import numbered_items
@@ -50,6 +49,7 @@ TASTES = ("factor", "content", "neighbourhood")
 @pytest.fixture(scope="module")
 def parts():
     """A tiny experiment, resolved, and the specs that may take the place of its agent and tastes."""
+    offer_recommenders()
     with initialize_config_dir(CONF, version_base=None):
         base = OmegaConf.to_container(compose("config", TINY), resolve=True, throw_on_missing=True)
     return base, [without_model("agent", name) for name in AGENTS], [spec_from_conf("tastes", name) for name in TASTES]
