@@ -167,7 +167,8 @@ def _event_files(folder: Path) -> tuple[Path, ...]:
     files = tuple(sorted(folder.rglob("*.parquet")))
     for path in files:
         try:
-            columns = list(pl.read_parquet_schema(path))
+            with path.open("rb") as file:
+                columns = list(pl.read_parquet_schema(file))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise RunDirectoryError(f"{path}: damaged ({_first_line(error)}); expected Parquet") from error
         _require_columns(path, columns, EVENT_COLUMNS)
