@@ -130,17 +130,18 @@ def parameters(target: Any) -> dict[str, Any] | None:
 
 
 def _parameters(target: Any) -> tuple[dict[str, Any], bool]:
-    """Types by option, and whether these are all; a function names in `passes_on_to` what takes its further ones."""
+    """Types by option, and whether these are all; `passes_on_to` of a function or class takes the further ones."""
     makers = [target]
     while hasattr(makers[-1], "passes_on_to"):
         makers.append(makers[-1].passes_on_to)
     if isinstance(target, type):
         makers = [holder.__dict__["__init__"] for holder in target.__mro__ if "__init__" in holder.__dict__]
+        makers[1:1] = [target.passes_on_to] if hasattr(target, "passes_on_to") else []
     found: dict[str, Any] = {}
     for maker in makers:
         signature = inspect.signature(maker).parameters.values()
-        named = [p for p in signature if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        for each in named[isinstance(target, type) :]:  # without self
+        named = [p for p in signature if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
+        for each in named:
             found.setdefault(each.name, annotation_of(maker, each.annotation))
         if not any(p.kind is p.VAR_KEYWORD for p in signature) or maker is object.__init__:
             return found, True

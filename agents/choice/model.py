@@ -6,6 +6,7 @@ A click is a Bernoulli draw of P(examined) * P(chosen | examined). The choice st
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
 from simenv.metrics.reference import midrank_percentile
 from simenv.numeric import sigmoid
 from simenv.randomness import Key, Purpose, uniforms
+from simenv.records import record
 from simenv.slates import Responses
 
 EXAMINATION = ("position", "cascade", "all")
@@ -32,6 +34,43 @@ class ExitRule(NamedTuple):
     page: float
     activity: float
     satisfaction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceOptions:
+    """The options of `ChoiceModel`, which says what they mean."""
+
+    base: float = 0.0
+    taste: float = 1.0
+    examination: str = "position"
+    position_decay: float = 0.8
+    continue_click: float = 0.6
+    continue_skip: float = 0.9
+    conformity: float = 1.0
+    novelty: float = 0.5
+    satiation: float = 0.3
+    fatigue: float = 0.5
+    rating_rate: float = 1.0
+    exit_base: float = 0.0
+    exit_page: float = 0.3
+    exit_activity: float = 1.0
+    exit_satisfaction: float = 2.0
+    drift: float = 0.01
+    drift_skip: float = 0.0
+    satiation_gain: float = 1.0
+    satiation_decay: float = 0.5
+    fatigue_gain: float = 0.05
+    fatigue_recovery: float = 1.0
+    satisfaction_memory: float = 0.5
+    memory_size: int = 32
+
+    def __post_init__(self) -> None:
+        require(self.examination in EXAMINATION, "examination", self.examination, f"one of {', '.join(EXAMINATION)}")
+        require(self.position_decay >= 0, "position_decay", self.position_decay, "a number >= 0")
+        for option in ("continue_click", "continue_skip", "rating_rate"):
+            value = getattr(self, option)
+            require(0 <= value <= 1, option, value, "a probability in [0, 1]")
+        require(self.memory_size >= 1, "memory_size", self.memory_size, "at least 1")
 
 
 class ChoiceModel(UserModel):
@@ -76,58 +115,25 @@ class ChoiceModel(UserModel):
 
     name: ClassVar[str] = "choice"
 
-    def __init__(
-        self,
-        *,
-        base: float = 0.0,
-        taste: float = 1.0,
-        examination: str = "position",
-        position_decay: float = 0.8,
-        continue_click: float = 0.6,
-        continue_skip: float = 0.9,
-        conformity: float = 1.0,
-        novelty: float = 0.5,
-        satiation: float = 0.3,
-        fatigue: float = 0.5,
-        rating_rate: float = 1.0,
-        exit_base: float = 0.0,
-        exit_page: float = 0.3,
-        exit_activity: float = 1.0,
-        exit_satisfaction: float = 2.0,
-        drift: float = 0.01,
-        drift_skip: float = 0.0,
-        satiation_gain: float = 1.0,
-        satiation_decay: float = 0.5,
-        fatigue_gain: float = 0.05,
-        fatigue_recovery: float = 1.0,
-        satisfaction_memory: float = 0.5,
-        memory_size: int = 32,
-    ) -> None:
-        require(examination in EXAMINATION, "examination", examination, f"one of {', '.join(EXAMINATION)}")
-        require(position_decay >= 0, "position_decay", position_decay, "a number >= 0")
-        for option, value in (
-            ("continue_click", continue_click),
-            ("continue_skip", continue_skip),
-            ("rating_rate", rating_rate),
-        ):
-            require(0 <= value <= 1, option, value, "a probability in [0, 1]")
-        require(memory_size >= 1, "memory_size", memory_size, "at least 1")
-        self.examination = examination
-        self.position_decay = position_decay
-        self.continue_click, self.continue_skip = continue_click, continue_skip
-        self.rating_rate = rating_rate
-        self._weights = (base, taste, conformity, novelty, satiation, fatigue)
-        self.exit_rule = ExitRule(exit_base, exit_page, exit_activity, exit_satisfaction)
-        self._memory_size = memory_size
-        self._dynamics = Dynamics(
-            drift=drift,
-            drift_skip=drift_skip,
-            satiation_gain=satiation_gain,
-            satiation_decay=satiation_decay,
-            fatigue_gain=fatigue_gain,
-            fatigue_recovery=fatigue_recovery,
-            satisfaction_memory=satisfaction_memory,
+    passes_on_to: ClassVar = ChoiceOptions
+
+    def __init__(self, **options: Any) -> None:
+        given = record(ChoiceOptions(), options, self.name)
+        self.examination = given.examination
+        self.position_decay = given.position_decay
+        self.continue_click, self.continue_skip = given.continue_click, given.continue_skip
+        self.rating_rate = given.rating_rate
+        self._weights = (
+            given.base,
+            given.taste,
+            given.conformity,
+            given.novelty,
+            given.satiation,
+            given.fatigue,
         )
+        self.exit_rule = ExitRule(given.exit_base, given.exit_page, given.exit_activity, given.exit_satisfaction)
+        self._memory_size = given.memory_size
+        self._dynamics = Dynamics(**{f.name: getattr(given, f.name) for f in fields(Dynamics)})
 
     @property
     def dynamics(self) -> Dynamics:

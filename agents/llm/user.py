@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,10 +31,40 @@ from simenv.errors import ConfigError
 from simenv.language_models import LanguageModel
 from simenv.language_models.quoting import plain
 from simenv.randomness import Key, Purpose, uniforms
+from simenv.records import record
 from simenv.slates import Responses
 
 TITLES = ("real", "masked")
 NOTES_KEPT = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LLMOptions:
+    """What LLM users are told and how they are asked; `LLMUser` says what each option means."""
+
+    conformity: bool = True
+    titles: str = "real"
+    attributes: Sequence[str] = ("gender", "age", "occupation")
+    synopsis_length: int = 80
+    base_rate: float = 0.1
+    temperature: float = 0.0
+    max_tokens: int | None = None
+    retrieval: Retrieval | None = None
+    digest_every: int = 5
+    reflection_every: int = 0
+    exit_interview: bool = False
+    max_fallback_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        require(self.titles in TITLES, "titles", self.titles, f"one of {', '.join(TITLES)}")
+        require(self.synopsis_length >= 0, "synopsis_length", self.synopsis_length, "a number of characters >= 0")
+        require(0 < self.base_rate < 1, "base_rate", self.base_rate, "a share in (0, 1)")
+        require(self.temperature >= 0, "temperature", self.temperature, "a number >= 0")
+        enough = self.max_tokens is None or self.max_tokens > 0
+        require(enough, "max_tokens", self.max_tokens, "a number of tokens > 0, or null")
+        require(self.digest_every >= 0, "digest_every", self.digest_every, "a number of pages >= 0")
+        require(self.reflection_every >= 0, "reflection_every", self.reflection_every, "a number of pages >= 0")
+        require(0 <= self.max_fallback_share <= 1, "max_fallback_share", self.max_fallback_share, "a share in [0, 1]")
 
 
 class LLMUser(UserModel):
@@ -68,6 +99,7 @@ class LLMUser(UserModel):
     """
 
     name: ClassVar[str] = "llm"
+    passes_on_to: ClassVar = LLMOptions
 
     def __init__(
         self,
@@ -76,46 +108,28 @@ class LLMUser(UserModel):
         embedded: ChoiceModel | None = None,
         calibration: str | Path | None = None,
         prompts: str | Path | None = None,
-        conformity: bool = True,
-        titles: str = "real",
-        attributes: Sequence[str] = ("gender", "age", "occupation"),
-        synopsis_length: int = 80,
-        base_rate: float = 0.1,
-        temperature: float = 0.0,
-        max_tokens: int | None = None,
-        retrieval: Retrieval | None = None,
-        digest_every: int = 5,
-        reflection_every: int = 0,
-        exit_interview: bool = False,
-        max_fallback_share: float = 0.05,
+        **options: Any,
     ) -> None:
         if not isinstance(language_model, LanguageModel):
             found = type(language_model).__name__
             raise ConfigError(f"agent=llm: the language model is {found}; expected llm=openai, transformers or replay")
-        require(titles in TITLES, "titles", titles, f"one of {', '.join(TITLES)}")
-        require(synopsis_length >= 0, "synopsis_length", synopsis_length, "a number of characters >= 0")
-        require(0 < base_rate < 1, "base_rate", base_rate, "a share in (0, 1)")
-        require(temperature >= 0, "temperature", temperature, "a number >= 0")
-        require(max_tokens is None or max_tokens > 0, "max_tokens", max_tokens, "a number of tokens > 0, or null")
-        require(digest_every >= 0, "digest_every", digest_every, "a number of pages >= 0")
-        require(reflection_every >= 0, "reflection_every", reflection_every, "a number of pages >= 0")
-        require(0 <= max_fallback_share <= 1, "max_fallback_share", max_fallback_share, "a share in [0, 1]")
+        given = record(LLMOptions(), options, self.name)
         self.language_model = language_model
         self.embedded = embedded or ChoiceModel()
         self.calibration = Calibration() if calibration is None else Calibration.load(calibration)
         self.prompts = Prompts(COMPACT if prompts is None and language_model.compact else prompts)
-        self.conformity = conformity
-        self.titles = titles
-        self.attributes = tuple(attributes)
-        self.synopsis_length = synopsis_length
-        self.base_rate = base_rate
-        self.temperature = temperature
-        self.max_tokens = max_tokens
-        self.retrieval = retrieval or Retrieval()
-        self.digest_every = digest_every
-        self.reflection_every = reflection_every
-        self.exit_interview = exit_interview
-        self.max_fallback_share = max_fallback_share
+        self.conformity = given.conformity
+        self.titles = given.titles
+        self.attributes = tuple(given.attributes)
+        self.synopsis_length = given.synopsis_length
+        self.base_rate = given.base_rate
+        self.temperature = given.temperature
+        self.max_tokens = given.max_tokens
+        self.retrieval = given.retrieval or Retrieval()
+        self.digest_every = given.digest_every
+        self.reflection_every = given.reflection_every
+        self.exit_interview = given.exit_interview
+        self.max_fallback_share = given.max_fallback_share
         self.interviews: list[dict[str, Any]] = []
 
     # -- life ---------------------------------------------------------------------------------------------------

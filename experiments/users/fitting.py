@@ -65,11 +65,10 @@ class Fit:
 
 def plain_spec(start: Mapping[str, Any]) -> dict[str, Any]:
     """The start's spec with every option of ChoiceModel in it."""
-    import inspect
 
-    from agents.choice.model import ChoiceModel
+    from agents.choice.model import ChoiceOptions
 
-    defaults = {name: option.default for name, option in inspect.signature(ChoiceModel).parameters.items()}
+    defaults = {field.name: field.default for field in fields(ChoiceOptions)}
     return {"_target_": "agents.choice.ChoiceModel"} | defaults | {k: v for k, v in start.items() if k in defaults}
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from simenv.datasets.base import Catalog, Dataset, RatingScale
 from simenv.datasets.raw import RawRatings, numbered_items, only_consumed
 from simenv.datasets.tables import Table
 from simenv.errors import ConfigError, DataError
+from simenv.records import record
 
 USER = ("user", "userid", "uid", "customer", "customerid", "reviewerid", "useridx", "visitorid", "personid")
 ITEM = ("item", "itemid", "iid", "movieid", "videoid", "artistid", "trackid", "productid", "asin", "businessid", "sku")
@@ -29,43 +31,11 @@ MOST_GROUPS = 20  # different values of a column of users that is taken for an a
 DUPLICATES = ("error", "first", "last", "sum")
 
 
-def tabular(
-    *,
-    n_users: int | None = None,
-    n_items: int | None = None,
-    seed: int = 0,
-    root: str | None = None,
-    interactions: str = "interactions.csv",
-    items: str | None = None,
-    users: str | None = None,
-    separator: str | None = None,
-    columns: Sequence[str] | None = None,
-    skip: int = 0,
-    user: str | None = None,
-    item: str | None = None,
-    rating: str | None = "auto",
-    time: str | None = "auto",
-    time_format: str | None = None,
-    time_zone: str = "UTC",
-    rating_scale: Sequence[float] = (1, 5, 1),
-    fit_ratings: bool = False,
-    signal: str | None = None,
-    threshold: float = 0.0,
-    duplicates: str = "error",
-    item_id: str | None = None,
-    title: str | None = None,
-    genres: str | None = None,
-    genre_separator: str = "|",
-    text: str | None = None,
-    user_id: str | None = None,
-    groups: Sequence[str] | None = None,
-) -> Dataset:
-    """A data set from the user's tables: text with any separator (UTF-8, also ``.gz``), or Parquet.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TabularOptions:
+    """Which files and columns `tabular` reads, and how.
 
-    Args:
-        n_users: seeded sample of this many users; None = all.
-        n_items: this many most-rated items, chosen before the users; None = all.
-        seed: decides the sample of users.
+    Attributes:
         root: folder that relative file names start from; None = the current folder, else $SIMENV_DATA/tabular.
         interactions: file, one row an interaction.
         items: file, one row an item; None = titles read ``item <id>``. Unused items are left out.
@@ -91,14 +61,53 @@ def tabular(
         text: column of `items` with a description; None = none.
         user_id: column of `users`; None = the column that goes by a usual name.
         groups: columns of `users`; None = each with at most 20 different values. Users not in the file: ``unknown``.
+    """
+
+    root: str | None = None
+    interactions: str = "interactions.csv"
+    items: str | None = None
+    users: str | None = None
+    separator: str | None = None
+    columns: Sequence[str] | None = None
+    skip: int = 0
+    user: str | None = None
+    item: str | None = None
+    rating: str | None = "auto"
+    time: str | None = "auto"
+    time_format: str | None = None
+    time_zone: str = "UTC"
+    rating_scale: Sequence[float] = (1, 5, 1)
+    fit_ratings: bool = False
+    signal: str | None = None
+    threshold: float = 0.0
+    duplicates: str = "error"
+    item_id: str | None = None
+    title: str | None = None
+    genres: str | None = None
+    genre_separator: str = "|"
+    text: str | None = None
+    user_id: str | None = None
+    groups: Sequence[str] | None = None
+
+
+def tabular(*, n_users: int | None = None, n_items: int | None = None, seed: int = 0, **options: Any) -> Dataset:
+    """A data set from the user's tables: text with any separator (UTF-8, also ``.gz``), or Parquet.
+
+    Args:
+        n_users: seeded sample of this many users; None = all.
+        n_items: this many most-rated items, chosen before the users; None = all.
+        seed: decides the sample of users.
+        **options: see `TabularOptions`.
 
     Raises:
         DataError: a file or column is missing, or a row damaged. ConfigError: an option is out of range.
     """
-    options = {name: value for name, value in locals().items() if name not in ("n_users", "n_items", "seed")}
-    whole, notes = _load(**options)
+    whole, notes = _load(record(TabularOptions(), options, "dataset"))
     _say(tuple(note for note in notes if " = " in note))
     return whole.reduced(n_users=n_users, n_items=n_items, seed=seed)
+
+
+setattr(tabular, "passes_on_to", TabularOptions)  # noqa: B010 - so that options are checked by its annotations
 
 
 def check(file: str | Path, **options: Any) -> list[str]:
@@ -112,11 +121,8 @@ def check(file: str | Path, **options: Any) -> list[str]:
         SimenvError: as `tabular` would.
     """
     checks.conform(tabular, options, "dataset.")
-    defaults: dict[str, Any] = dict(tabular.__kwdefaults__ or {})
-    given = defaults | options | {"interactions": str(file)}
-    for name in ("n_users", "n_items", "seed"):
-        given.pop(name)
-    data, notes = _load(**given)
+    given = {name: value for name, value in options.items() if name not in ("n_users", "n_items", "seed")}
+    data, notes = _load(record(TabularOptions(), given | {"interactions": str(file)}, "dataset"))
     log = data.interactions
     counts, of_items = log.user_counts(), log.item_counts()
     lines = [
@@ -156,85 +162,56 @@ def _say(notes: tuple[str, ...]) -> None:
         print("\n".join(f"tabular: {note}" for note in notes), file=sys.stderr)
 
 
-def _load(
-    *,
-    root: str | None,
-    interactions: str,
-    items: str | None,
-    users: str | None,
-    separator: str | None,
-    columns: Sequence[str] | None,
-    skip: int,
-    user: str | None,
-    item: str | None,
-    rating: str | None,
-    time: str | None,
-    time_format: str | None,
-    time_zone: str,
-    rating_scale: Sequence[float],
-    fit_ratings: bool,
-    signal: str | None,
-    threshold: float,
-    duplicates: str,
-    item_id: str | None,
-    title: str | None,
-    genres: str | None,
-    genre_separator: str,
-    text: str | None,
-    user_id: str | None,
-    groups: Sequence[str] | None,
-) -> tuple[Dataset, list[str]]:
+def _load(o: TabularOptions) -> tuple[Dataset, list[str]]:
     """The whole data set, and what should be said of it."""
-    scale = _scale(rating_scale)
-    checks.whole("dataset.skip", skip)
-    checks.one_of("dataset.duplicates", duplicates, DUPLICATES)
-    path = _find(interactions, root)
-    table = Table(path, separator, columns, skip)
+    scale = _scale(o.rating_scale)
+    checks.whole("dataset.skip", o.skip)
+    checks.one_of("dataset.duplicates", o.duplicates, DUPLICATES)
+    path = _find(o.interactions, o.root)
+    table = Table(path, o.separator, o.columns, o.skip)
     notes = table.notes
-    if rating == "auto":
-        rating = table.named("rating", None, RATING, needed=False)
-    if time == "auto":
-        time = table.named("time", None, TIME, needed=False)
+    rating = table.named("rating", None, RATING, needed=False) if o.rating == "auto" else o.rating
+    time = table.named("time", None, TIME, needed=False) if o.time == "auto" else o.time
     raw = RawRatings(
         path=path,
         lines=table.lines,
         row_name=table.row_name,
-        users=table.ids(str(table.named("user", user, USER))),
-        items=table.ids(str(table.named("item", item, ITEM))),
-        ratings=scale.round(table.numbers(rating)) if fit_ratings else table.ratings(rating),
-        times=table.times(time, form=time_format, zone=time_zone),
+        users=table.ids(str(table.named("user", o.user, USER))),
+        items=table.ids(str(table.named("item", o.item, ITEM))),
+        ratings=scale.round(table.numbers(rating)) if o.fit_ratings else table.ratings(rating),
+        times=table.times(time, form=o.time_format, zone=o.time_zone),
     )
-    if signal is not None:
-        kept = table.numbers(signal) >= threshold
+    if o.signal is not None:
+        kept = table.numbers(o.signal) >= o.threshold
         raw = raw.take(kept)
-        notes.append(f"rows left out, {signal} below {threshold:g}: {(~kept).sum():,} of {len(kept):,}")
+        notes.append(f"rows left out, {o.signal} below {o.threshold:g}: {(~kept).sum():,} of {len(kept):,}")
         if not len(raw.users):
-            raise DataError(f"{path}: no row with {signal} of {threshold:g} or more; expected a lower threshold")
-    if duplicates != "error":
-        once = raw.without_repeats(duplicates, timed=time is not None)
-        notes.append(f"duplicate rows left out (duplicates={duplicates}): {len(raw.users) - len(once.users):,}")
+            raise DataError(f"{path}: no row with {o.signal} of {o.threshold:g} or more; expected a lower threshold")
+    if o.duplicates != "error":
+        once = raw.without_repeats(o.duplicates, timed=time is not None)
+        notes.append(f"duplicate rows left out (duplicates={o.duplicates}): {len(raw.users) - len(once.users):,}")
         raw = once
     raw.check_scale(scale)
-    if items is None:
+    if o.items is None:
         catalog, source = numbered_items(raw.items), path.name
     else:
-        described = Table(_find(items, root), separator)
+        described = Table(_find(o.items, o.root), o.separator)
         columns_of_items = (
-            str(described.named("item_id", item_id, ("id", *ITEM))),
-            str(described.named("title", title, TITLE)),
+            str(described.named("item_id", o.item_id, ("id", *ITEM))),
+            str(described.named("title", o.title, TITLE)),
         )
-        catalog = _catalog(described, *columns_of_items, genres, genre_separator, text)
+        catalog = _catalog(described, *columns_of_items, o.genres, o.genre_separator, o.text)
         notes += described.notes
-        source = Path(items).name
+        source = Path(o.items).name
     log, ids = raw.renumber(catalog.item_ids, source)
     n_known = catalog.n_items
     catalog, log = only_consumed(catalog, log)
     if n_known > catalog.n_items:
         notes.append(f"items without an interaction left out: {n_known - catalog.n_items:,}")
     attributes = {}
-    if users is not None:
-        people = Table(_find(users, root), separator)
-        attributes = _attributes(people, str(people.named("user_id", user_id, ("id", *USER))), groups, ids)
+    if o.users is not None:
+        people = Table(_find(o.users, o.root), o.separator)
+        attributes = _attributes(people, str(people.named("user_id", o.user_id, ("id", *USER))), o.groups, ids)
         notes += people.notes
     whole = Dataset(
         name="tabular",

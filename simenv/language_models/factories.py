@@ -6,8 +6,8 @@ reaches the server, retries included, is paid for.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,31 +15,16 @@ from simenv.language_models.accounting import Budget, Spending
 from simenv.language_models.base import LanguageModel
 from simenv.language_models.cache import Cached, Replay
 from simenv.language_models.limits import Budgeted, Limited
+from simenv.records import record
 
 Factory = TypeVar("Factory", bound=Callable[..., LanguageModel])
 
 
-def connect(
-    backend: LanguageModel,
-    *,
-    cache: str | Path | None = None,
-    concurrency: int = 64,
-    requests_per_minute: float | None = None,
-    tokens_per_minute: float | None = None,
-    max_retries: int = 5,
-    backoff: float = 0.5,
-    max_wait: float = 300.0,
-    budget_calls: int | None = None,
-    budget_tokens: int | None = None,
-    budget_dollars: float | None = None,
-    price_prompt: float = 0.0,
-    price_completion: float = 0.0,
-    budget_file: str | Path | None = None,
-) -> LanguageModel:
-    """A backend - one of ours, or your own `LanguageModel` - with everything a run needs around it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What stands around a backend.
 
-    Args:
-        backend: what answers.
+    Attributes:
         cache: SQLite file of answers; None = nothing is remembered, and the run cannot be replayed.
         concurrency, requests_per_minute, tokens_per_minute, max_retries, backoff, max_wait: see `Limited`.
         budget_calls, budget_tokens, budget_dollars: limits of the run; None = none.
@@ -47,23 +32,50 @@ def connect(
         budget_file: SQLite file of what was spent, shared by all jobs and processes that name it, and by a run that
             resumes; None = this model has the whole budget for itself, from the start.
     """
+
+    cache: str | Path | None = None
+    concurrency: int = 64
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    max_retries: int = 5
+    backoff: float = 0.5
+    max_wait: float = 300.0
+    budget_calls: int | None = None
+    budget_tokens: int | None = None
+    budget_dollars: float | None = None
+    price_prompt: float = 0.0
+    price_completion: float = 0.0
+    budget_file: str | Path | None = None
+
+
+def connect(backend: LanguageModel, **around: Any) -> LanguageModel:
+    """A backend - one of ours, or your own `LanguageModel` - with everything a run needs around it.
+
+    Args:
+        backend: what answers.
+        **around: see `Around`.
+
+    Raises:
+        ConfigError: an option there is not, or one out of range.
+    """
+    given = record(Around(), around, "llm")
     budget = Budget(
-        calls=budget_calls,
-        tokens=budget_tokens,
-        dollars=budget_dollars,
-        price_prompt=price_prompt,
-        price_completion=price_completion,
+        calls=given.budget_calls,
+        tokens=given.budget_tokens,
+        dollars=given.budget_dollars,
+        price_prompt=given.price_prompt,
+        price_completion=given.price_completion,
     )
     paced = Limited(
-        Budgeted(backend, budget, Spending(budget_file)),
-        concurrency=concurrency,
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        max_retries=max_retries,
-        backoff=backoff,
-        max_wait=max_wait,
+        Budgeted(backend, budget, Spending(given.budget_file)),
+        concurrency=given.concurrency,
+        requests_per_minute=given.requests_per_minute,
+        tokens_per_minute=given.tokens_per_minute,
+        max_retries=given.max_retries,
+        backoff=given.backoff,
+        max_wait=given.max_wait,
     )
-    return paced if cache is None else Cached(paced, cache)
+    return paced if given.cache is None else Cached(paced, given.cache)
 
 
 def carrying(*own: str) -> Callable[[Factory], Factory]:
@@ -88,7 +100,7 @@ def carrying(*own: str) -> Callable[[Factory], Factory]:
     return declare
 
 
-CARRYING = tuple(inspect.signature(connect).parameters)[1:]  # of every factory that passes `around` to `connect`
+CARRYING = tuple(field.name for field in fields(Around))  # of every factory that passes `around` to `connect`
 
 
 @carrying("base_url", "timeout", "answer_format")
@@ -149,5 +161,5 @@ def replay(model: str, cache: str | Path, *, parameters: Mapping[str, Any] | Non
 replay.carrying = ("cache",)  # type: ignore[attr-defined]
 
 
-for _factory, _takes in ((openai, connect), (transformers, connect), (smollm2, transformers)):
+for _factory, _takes in ((connect, Around), (openai, connect), (transformers, connect), (smollm2, transformers)):
     setattr(_factory, "passes_on_to", _takes)  # noqa: B010 - so that what is passed on is checked by its annotations

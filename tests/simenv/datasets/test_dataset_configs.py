@@ -1,5 +1,6 @@
 """Every conf/dataset/*.yaml names a loader and its own options, with the loader's defaults."""
 
+from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 
@@ -23,8 +24,10 @@ def test_options_are_the_loaders_own_with_its_defaults(path):
     loader = get_method(options.pop("_target_"))
     assert loader is LOADERS[path.stem]
     defaults = {name: parameter.default for name, parameter in signature(loader).parameters.items()}
-    for name in ("n_users", "n_items", "seed"):
-        del defaults[name]
+    if hasattr(loader, "passes_on_to"):
+        defaults |= {field.name: field.default for field in fields(loader.passes_on_to)}
+    for name in ("n_users", "n_items", "seed", "options"):
+        defaults.pop(name, None)
     assert options == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
 
 
