@@ -19,8 +19,11 @@ COMPLETE = Path("checkpoint") / "complete.json"  # in a finished run directory: 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write aside and rename: whoever reads finds the file before or after, never a part of it."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(path)
+    except OSError as error:  # told under the name that the reader knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sha256(path: Path) -> str:

@@ -8,12 +8,14 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from experiments import __main__ as command_line
+from experiments.running.design import offer_recommenders
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(tempfile.mkdtemp(prefix="recipes-"))
@@ -31,12 +33,14 @@ TestParrot = importlib.import_module("test_parrot").TestParrot
 
 
 @pytest.fixture
-def extra(monkeypatch: pytest.MonkeyPatch) -> str:
+def extra(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The argument that names the folder; what it changes in this process is undone."""
     monkeypatch.setenv("SIMENV_EXTRA", "")
     monkeypatch.setattr(sys, "argv", ["simenv run"])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    return f"simenv.extra={FOLDER}"
+    yield f"simenv.extra={FOLDER}"
+    monkeypatch.undo()
+    offer_recommenders()  # Hydra's store belongs to the process
 
 
 def test_a_folder_of_ones_own_is_played(extra: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from functools import cache
 from typing import Any
 
 import pytest
@@ -31,7 +32,9 @@ def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+@cache
 def config(*overrides: str) -> Any:
+    """A composed configuration; composing takes the better part of a second."""
     with initialize_config_dir(str(CONF), version_base=None):
         return compose("config", overrides=list(overrides))
 

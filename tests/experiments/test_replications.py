@@ -249,7 +249,7 @@ def test_group_gaps_by_hand():
 
 
 def test_a_metric_nobody_has_makes_no_gap_and_is_an_error_as_a_series():
-    from experiments.replications.targets import series
+    from simenv.metrics.frame import series
 
     metrics = pl.DataFrame(
         [(0, "als", "loop", 0, "gender=F", "ctr", 0.1)],

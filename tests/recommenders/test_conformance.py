@@ -105,7 +105,8 @@ def test_every_option_has_an_effect(name, change):
 
 def test_the_list_of_options_is_complete():
     of_slates = {("epsilon-greedy", "epsilon"), ("calibrated", "strength"), ("calibrated", "candidates")}
-    listed = {(name, option) for name, change in OPTIONS for option in change} | of_slates
+    of_vectors = {("content", "item_vectors"), ("content", "vector_weight")}  # their effect: test_item_vectors.py
+    listed = {(name, option) for name, change in OPTIONS for option in change} | of_slates | of_vectors
     shown = {
         (name, option)
         for name in CLASSICAL

@@ -27,6 +27,7 @@ from simenv.platform import Schedule
 
 ROOT = Path(__file__).resolve().parents[3]
 SMOKE = ["+experiment=bias_loop_smoke", "progress=false", "workers=0", "n_users=30", "n_items=60", "n_seeds=1"]
+LONG = [*SMOKE, "n_users=200", "rounds=40", "workers=2", "checkpoint_every=2", "arms=[als]", "references=[]"]
 
 
 class Broken(Popularity):
@@ -58,7 +59,9 @@ def design(**changes: Any) -> Design:
     return Design(**options | changes)
 
 
-def files(folder: Path, *, but: tuple[str, ...] = ("run_card.json", "report.html")) -> dict[str, bytes]:
+def files(
+    folder: Path, *, but: tuple[str, ...] = ("run_card.json", "report.html", "report.md", "report.json")
+) -> dict[str, bytes]:
     """Everything in a run directory but what tells its name, command and wall time."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -171,14 +174,21 @@ class TestCommandLine:
         assert (other.returncode, other.stderr.count("\n")) == (2, 1)
         assert "differs in rounds" in other.stderr
 
+    @pytest.fixture(scope="class")
+    def whole(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """An uninterrupted run of `LONG`."""
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        done = command(*LONG, f"hydra.run.dir={folder}")
+        assert done.returncode == 0, done.stderr
+        return folder
+
     @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-    def test_an_interrupted_run_goes_on_to_the_same_bytes(self, tmp_path: Path, how: signal.Signals) -> None:
+    def test_an_interrupted_run_goes_on_to_the_same_bytes(
+        self, whole: Path, tmp_path: Path, how: signal.Signals
+    ) -> None:
         """Ctrl-C exits 130 with a checkpoint; after kill -9 the last checkpoint serves. Two processes, as usual."""
-        options = [*SMOKE, "n_users=200", "rounds=40", "workers=2", "checkpoint_every=2", "arms=[als]", "references=[]"]
-        whole = command(*options, f"hydra.run.dir={tmp_path}/whole")
-        assert whole.returncode == 0, whole.stderr
         started = subprocess.Popen(
-            [sys.executable, "run.py", *options, f"hydra.run.dir={tmp_path}/run"],
+            [sys.executable, "run.py", *LONG, f"hydra.run.dir={tmp_path}/run"],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -199,9 +209,9 @@ class TestCommandLine:
             assert b"checkpoint saved" in stderr
         assert not (tmp_path / "run" / "metrics.csv").exists()
         time.sleep(1.5 if how == signal.SIGKILL else 0)  # orphaned workers notice within half a second
-        resumed = command(*options, f"resume={tmp_path}/run")
+        resumed = command(*LONG, f"resume={tmp_path}/run")
         assert resumed.returncode == 0, resumed.stderr
-        assert files(tmp_path / "run") == files(tmp_path / "whole")
+        assert files(tmp_path / "run") == files(whole)
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -216,8 +226,8 @@ class TestCommandLine:
                 for sign in ("", "+")
             ),
             (["agent.drift=-1"], "agent.drift=-1: expected a number in [0, 1"),
-            (["n_users=0"], "n_users=0: expected null (all) or a whole number, at least 1"),
-            (["rounds=-4"], "rounds=-4: expected a whole number, at least 1"),
+            (["n_users=0"], "n_users=0: expected null or a whole number, at least 1"),
+            (["rounds=-4"], "rounds=-4: expected a whole number, 1 to 1000000"),
             (["slate_size=61"], "slate_size=61: synthetic has 60 items; expected 1 to 60"),
             (["arms=[svd]"], "arm 'svd': no such recommender; expected one of"),
             (["modes=[sometimes]"], "mode=sometimes: expected one of loop"),
