@@ -157,6 +157,15 @@ class TestRunDirectory:
             JobRun(other, job, world, tmp_path / "run", checkpoint_every=9).play(lambda *_: None, lambda: False)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of `LONG`."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = command(*LONG, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 class TestCommandLine:
     def test_a_whole_run_and_a_finished_resume(self, tmp_path: Path) -> None:
         done = command(*SMOKE, f"hydra.run.dir={tmp_path}/run")
@@ -173,14 +182,6 @@ class TestCommandLine:
         other = command(*SMOKE, "rounds=3", f"resume={tmp_path}/run")
         assert (other.returncode, other.stderr.count("\n")) == (2, 1)
         assert "differs in rounds" in other.stderr
-
-    @pytest.fixture(scope="class")
-    def whole(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """An uninterrupted run of `LONG`."""
-        folder = tmp_path_factory.mktemp("whole") / "run"
-        done = command(*LONG, f"hydra.run.dir={folder}")
-        assert done.returncode == 0, done.stderr
-        return folder
 
     @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
     def test_an_interrupted_run_goes_on_to_the_same_bytes(
