@@ -2,7 +2,7 @@
 
 The annotations of a constructor are its schema: `conform` holds options against them (with pydantic, strictly, so that
 neither text, true nor NaN passes for a number). Ranges are the constructors' own, in the words of `whole`, `number`,
-`share` and `one_of`. The module does not know what an option means.
+`share` and `one_of`, but for the sizes of `MOST`. The module does not know what an option means.
 """
 
 from __future__ import annotations
@@ -23,6 +23,15 @@ import numpy as np
 from simenv.errors import ConfigError, SimenvError, did_you_mean
 
 LARGEST = 2**63 - 1  # of whole numbers: what an int64 holds
+MOST = {  # of sizes that arrays are made of: more is a slip of the pen, and would be met as a failed allocation
+    "history": 100_000,
+    "embedding_size": 65_536,
+    "layers": 1_000,
+    "depth_layers": 1_000,
+    "heads": 1_024,
+    "batch_size": 10_000_000,
+    "history_size": 100_000,
+}
 
 
 def require(condition: bool, name: str, value: object, expected: str, error: type[SimenvError] = ConfigError) -> None:
@@ -213,6 +222,9 @@ def _check(name: str, value: Any, annotation: Any) -> None:
         value = value.item()
     if _too_large(value):
         raise ConfigError(f"{name}={_said(value)}: expected {_in_words(annotation)}, at most {LARGEST} in size")
+    most = MOST.get(name.rpartition(".")[2])
+    if most is not None and is_number(value) and value > most:
+        raise ConfigError(f"{name}={_said(value)}: expected at most {most:,}")
     kind = _record_of(annotation)
     if kind is not None and isinstance(value, Mapping):
         conform(kind, value, f"{name}.")

@@ -288,7 +288,10 @@ class Design:
             given = {name: placed(value) for name, value in spec.items()}
             return given | {name: path for name, path in own.items() if given.get(name) is None}
 
-        return replace(self, agent=placed(self.agent), recommenders=placed(self.recommenders))
+        used = {
+            name: placed(spec) for name, spec in self.used_recommenders().items()
+        }  # the others need not be imported
+        return replace(self, agent=placed(self.agent), recommenders={**self.recommenders, **used})
 
     def worlds_digest(self) -> str:
         """A fingerprint of everything that decides what the worlds of the seeds are."""

@@ -128,3 +128,12 @@ def test_ranges_in_words():
 def test_options_of_language_models_are_checked_too(name, value):
     with pytest.raises(ConfigError, match=f"^llm.{name}=.*: expected (null or )?a (whole )?number"):
         checks.conform(openai, {"model": "m", name: value}, "llm.")
+
+
+def test_sizes_that_no_memory_holds_are_refused():
+    def sequence_model(history: int) -> None:
+        """Something with an array as long as the history."""
+
+    checks.conform(sequence_model, {"history": 100_000}, "m.")
+    with pytest.raises(ConfigError, match=r"m\.history=4611686018427387904: expected at most 100,000"):
+        checks.conform(sequence_model, {"history": 2**62}, "m.")

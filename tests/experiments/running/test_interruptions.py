@@ -26,11 +26,11 @@ from recommenders.popularity import Popularity
 class Hangs(Popularity):
     name = "hangs"
 
-    def _recommend(self, users, k, exclude, available, key):
+    def _recommend(self, users, k, candidates, key):
         if key.round == 2:
             open({flag!r}, "w").close()
             time.sleep(600)
-        return super()._recommend(users, k, exclude, available, key)
+        return super()._recommend(users, k, candidates, key)
 """
 
 pytestmark = pytest.mark.slow
@@ -127,10 +127,10 @@ def test_no_room_for_files(tmp_path: Path) -> None:
 
 
 def test_a_closed_pipe(tmp_path: Path) -> None:
-    process = start("workers=0", f"hydra.run.dir={tmp_path}/run")
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    said = process.stderr.read()
-    assert process.wait(timeout=300) == 0, said
+    with start("workers=0", f"hydra.run.dir={tmp_path}/run") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 0, said
     assert (tmp_path / "run" / "report.html").is_file()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -145,3 +147,15 @@ def test_a_recommender_that_asks_is_looked_at_like_users(
     assert (card["recommender_llm"]["model"], "llm" in card) == ("own", False)
     assert (folder / "recommender-llm-budget.sqlite").is_file()
     assert "url:" not in (folder / "config.yaml").read_text()
+
+
+def test_placing_files_imports_nothing_that_is_not_played() -> None:
+    """A first look at the loop needs no torch, and does not wait for it."""
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom experiments.running.design import Design, spec_from_conf\n"
+        "names = ('als', 'sasrec', 'p5')\n"
+        "design = Design(dataset=spec_from_conf('dataset', 'synthetic'), agent=spec_from_conf('agent', 'choice'),\n"
+        "    recommenders={name: spec_from_conf('recommender', name) for name in names}, arms=(('als', 'loop'),))\n"
+        "design.with_run_files(Path('run'))\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
