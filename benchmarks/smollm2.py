@@ -19,10 +19,10 @@ import torch
 
 from agents.llm.user import LLMUser
 from simenv.datasets import synthetic
-from simenv.language_models import gguf_file
 from simenv.language_models.base import Request
 from simenv.language_models.factories import connect
-from simenv.language_models.transformers_local import TransformersLocal
+from simenv.language_models.local import gguf_file
+from simenv.language_models.local.model import TransformersLocal
 from simenv.randomness import Key, Purpose, uniforms
 
 

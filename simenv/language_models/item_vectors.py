@@ -17,7 +17,7 @@ import numpy as np
 
 from simenv.datasets.base import Catalog, FloatArray
 from simenv.errors import ConfigError, MissingExtraError
-from simenv.language_models.gguf_file import PACKAGED, model_folder
+from simenv.language_models.local.gguf_file import PACKAGED, model_folder
 
 DEPTHS = (1 / 2, 2 / 3)  # of the layers that are read
 TEXT_LENGTH = 300  # characters of a description

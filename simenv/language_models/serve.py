@@ -3,7 +3,7 @@
     python -m simenv.language_models.serve --path FOLDER --readout logits --port 8000
     python run.py +experiment=bias_loop agent=llm llm=openai llm.model=NAME:logits llm.base_url=http://127.0.0.1:8000/v1
 
-The protocol is `simenv.language_models.chat_endpoint`'s affair. There is no authentication: whoever reaches the port
+The protocol is `simenv.language_models.local.endpoint`'s affair. There is no authentication: whoever reaches the port
 may ask.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from simenv.errors import ConfigError, MissingExtraError, SimenvError
 
 if TYPE_CHECKING:
-    from simenv.language_models.transformers_local import TransformersLocal
+    from simenv.language_models.local.model import TransformersLocal
 
 BACKLOG = 1024  # connections that wait to be accepted; a page batch opens as many as llm.concurrency at once
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted; the exit code is 0 after Ctrl-C or SIGTERM, that of the error otherwise."""
     options = _parser().parse_args(arguments)
     try:
-        from simenv.language_models.transformers_local import TransformersLocal
+        from simenv.language_models.local.model import TransformersLocal
 
         model = TransformersLocal(
             options.path,
@@ -62,7 +62,7 @@ def serve(model: TransformersLocal, host: str = "127.0.0.1", port: int = 0) -> N
         ConfigError: the address cannot be listened on.
         MissingExtraError: starlette or uvicorn is not installed.
     """
-    from simenv.language_models.chat_endpoint import ChatEndpoint
+    from simenv.language_models.local.endpoint import ChatEndpoint
 
     try:
         import uvicorn

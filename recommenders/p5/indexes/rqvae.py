@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from recommenders.p5.indexes.base import IndexSource, Paths, with_collision_token
 from recommenders.p5.indexes.clustering import singular_vectors
 from simenv.errors import ConfigError
-from simenv.language_models.gguf_file import PACKAGED
 from simenv.language_models.item_vectors import item_vectors as read_vectors
+from simenv.language_models.local.gguf_file import PACKAGED
 from simenv.training.loop import seeded
 
 COMMITMENT = 0.25  # weight of the encoder's pull towards the codebook, as in the paper

@@ -53,7 +53,7 @@ def test_every_item_is_told_once_and_cannot_break_out():
 
 @pytest.mark.parametrize("told", [False, True])
 def test_a_lead_says_what_digits_mean_only_where_the_prompt_does_not(told):
-    from simenv.language_models.answer_slots import Slot, lead
+    from simenv.language_models.local.answer_slots import Slot, lead
 
     words = "" if told else " in tenths, 0-9"
     assert lead(Slot(("items", "A", "interest"), 0, 100), told=told) == f'{{"items":{{"A":{{"interest{words}":'

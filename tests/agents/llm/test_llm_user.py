@@ -525,7 +525,7 @@ def test_configurations_instantiate(llm, tmp_path, monkeypatch):
     chosen = OmegaConf.load(f"conf/llm/{llm}.yaml")
     chosen.cache = str(tmp_path / "c.db")
     if llm == "transformers":
-        from tests.simenv.language_models.test_language_models_transformers import save_tiny_model
+        from tests.simenv.language_models.local.test_model import save_tiny_model
 
         chosen.path = str(save_tiny_model(tmp_path / "tiny"))
         chosen.device = "cpu"

@@ -515,7 +515,7 @@ def asked(example: Example, system: str) -> Request:
 
 def served(folder, requests, readout: str = "logits") -> list[np.ndarray]:
     """(2 k + 1,) numbers of each answer: interest and rating in turn, satisfaction at the end."""
-    from simenv.language_models.transformers_local import TransformersLocal
+    from simenv.language_models.local.model import TransformersLocal
 
     model = TransformersLocal(folder, readout=readout, device="cpu")
     found = []

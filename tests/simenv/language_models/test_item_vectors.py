@@ -11,7 +11,7 @@ from simenv.datasets import synthetic
 from simenv.errors import ConfigError
 from simenv.language_models import item_vectors as module
 from simenv.language_models.item_vectors import encode, item_vectors, texts_of
-from tests.simenv.language_models.test_language_models_transformers import save_tiny_model
+from tests.simenv.language_models.local.test_model import save_tiny_model
 
 torch = pytest.importorskip("torch")
 WORLD = synthetic(n_users=60, n_items=40, seed=0)

@@ -13,10 +13,11 @@ import pytest
 
 from agents.llm.answers import parse_page
 from simenv.errors import ConfigError, MissingExtraError
-from simenv.language_models import gguf_file, smollm2
-from simenv.language_models.gguf_file import unpacked
+from simenv.language_models import smollm2
+from simenv.language_models.local import gguf_file
+from simenv.language_models.local.gguf_file import unpacked
 from simenv.language_models.quoting import opaque_ids
-from tests.simenv.language_models.test_language_models_transformers import backend, page, save_tiny_model
+from tests.simenv.language_models.local.test_model import backend, page, save_tiny_model
 
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")

@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.errors import ConfigError, MissingExtraError
-from simenv.language_models.answer_slots import Slot, lead, skeleton, slots
 from simenv.language_models.base import Completion, LanguageModel, Message, Request, UnansweredError
-from simenv.language_models.gguf_file import check_fetched, unpacked
+from simenv.language_models.local.answer_slots import Slot, lead, skeleton, slots
+from simenv.language_models.local.gguf_file import check_fetched, unpacked
 
 try:
     import torch
     import transformers
 
-    from simenv.language_models.logit_readout import LogitReadout, Tree
+    from simenv.language_models.local.readout import LogitReadout, Tree
 except ImportError as error:
     raise MissingExtraError("llm=transformers", "torch") from error
 

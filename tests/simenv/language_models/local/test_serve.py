@@ -31,11 +31,11 @@ from simenv.language_models import LanguageModelError, Message, Request, Unanswe
 from simenv.language_models.quoting import opaque_ids
 from simenv.language_models.wire.client import OpenAICompatible
 from simenv.platform import Platform, Schedule
-from tests.simenv.language_models.test_language_models_transformers import backend, save_tiny_model
+from tests.simenv.language_models.local.test_model import backend, save_tiny_model
 
 pytest.importorskip("torch")
 pytest.importorskip("uvicorn")
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 SCHEMA = page_schema("AB")
 
 
@@ -302,9 +302,9 @@ def test_what_cannot_be_served_is_one_line(folder, capsys, monkeypatch):
 
 def test_the_protocol_without_its_packages_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
-    monkeypatch.delitem(sys.modules, "simenv.language_models.chat_endpoint", raising=False)
+    monkeypatch.delitem(sys.modules, "simenv.language_models.local.endpoint", raising=False)
     with pytest.raises(MissingExtraError, match=r"simenv\.language_models\.serve needs the extra 'serve'"):
-        importlib.import_module("simenv.language_models.chat_endpoint")
+        importlib.import_module("simenv.language_models.local.endpoint")
 
 
 def test_llm_users_live_on_it_from_end_to_end(logits):

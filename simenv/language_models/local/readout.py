@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from simenv.language_models.small_llama import SmallLlama, Stored
+from simenv.language_models.local.small_llama import SmallLlama, Stored
 
 SHORTEST_PREFIX = 16  # tokens in common that are worth a pass of their own
 TOKENS_PER_PASS = {"cpu": 2048}  # more leaves the processor's caches

@@ -79,7 +79,7 @@ def page(text: str = "Alien", k: int = 3, **changes) -> Request:
 
 
 def backend(folder, **options):
-    from simenv.language_models.transformers_local import TransformersLocal
+    from simenv.language_models.local.model import TransformersLocal
 
     return TransformersLocal(folder, **({"device": "cpu"} | options))
 
@@ -293,7 +293,7 @@ def save_architecture(folder, name: str):
 
 def read_plainly(model, request):
     """Each integer's expectation with its branch alone after the prompt: no batch, no padding, no cache, no tree."""
-    from simenv.language_models.answer_slots import lead, slots
+    from simenv.language_models.local.answer_slots import lead, slots
 
     found = []
     for slot in slots(request.schema):
@@ -359,7 +359,7 @@ def test_no_prompt_runs_through_the_last_layer(tmp_path):
     seen = []
     model.network.model.layers[-1].mlp.register_forward_hook(lambda *call: seen.append(call[-1].shape[1]))
     model.answer([page("A film"), page("A longer film")])
-    from simenv.language_models.answer_slots import slots
+    from simenv.language_models.local.answer_slots import slots
 
     widths = {len(model._form(page().schema).tree.tokens)}
     assert set(seen) == widths
@@ -490,7 +490,7 @@ def test_another_llama_is_run_by_transformers(tmp_path, changes):
 @pytest.mark.parametrize("limit", ["LARGEST_TABLE", "LONG"])
 def test_a_small_llama_says_the_same_beyond_its_limits(folder, monkeypatch, limit):
     """Where the first layer is computed rather than looked up; where prompts are long."""
-    from simenv.language_models import small_llama as llama
+    from simenv.language_models.local import small_llama as llama
 
     requests = [page("A film " * n) for n in (1, 4)]
     within = answers(backend(folder, readout="logits"), requests)
@@ -508,13 +508,13 @@ def test_bfloat16_is_near_float32(folder):
 
 
 def branches(model, request):
-    from simenv.language_models.answer_slots import lead, slots
+    from simenv.language_models.local.answer_slots import lead, slots
 
     return [model._encode(lead(slot)) for slot in slots(request.schema)]
 
 
 def test_a_tree_holds_common_beginnings_once():
-    from simenv.language_models.logit_readout import Tree
+    from simenv.language_models.local.readout import Tree
 
     tree = Tree.of([[5, 6, 7], [5, 6], [5, 8, 7], [9]])
     assert tree.tokens.tolist() == [5, 6, 7, 8, 7, 9]

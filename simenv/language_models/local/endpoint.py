@@ -27,7 +27,7 @@ except ImportError as error:
     raise MissingExtraError("simenv.language_models.serve", "serve") from error
 
 if TYPE_CHECKING:
-    from simenv.language_models.transformers_local import TransformersLocal
+    from simenv.language_models.local.model import TransformersLocal
 
 LONGEST_BODY = 4 << 20  # bytes; a page's prompt takes a few thousand
 DEFAULT_MAX_TOKENS = 1024
