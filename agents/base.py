@@ -54,6 +54,23 @@ class UserModel(ABC):
         )
         self._bind(dataset, tastes)
 
+    def bind_beside(self, other: UserModel, dataset: Dataset, tastes: Tastes) -> None:
+        """Serve the very users of another model, which is bound to this world: one population, two rules of answering.
+
+        Args:
+            other: whose population, seed and past these users share from now on.
+            dataset: the one `other` was bound to.
+            tastes: likewise.
+        """
+        self.seed, self.population = other.seed, other.population
+        self.rating_scale, self.warm_start = other.rating_scale, other.warm_start
+        self._bind(dataset, tastes)
+
+    @property
+    def bound(self) -> bool:
+        """Whether these users serve a world already."""
+        return "population" in self.__dict__
+
     @property
     def dynamics(self) -> Dynamics:
         """How consumption changes these users; nothing by default."""
@@ -76,9 +93,13 @@ class UserModel(ABC):
             Responses aligned with `slates`; `utility` is the one before the choice.
         """
         users, slates = aligned(users, slates)
-        responses = self._respond(users, slates, key)
+        responses = self.answer(users, slates, key)
         self.population.absorb(users, slates, responses, key)
         return responses
+
+    def answer(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key) -> Responses:
+        """What these users would do with a page each as they are now; nothing changes. Arguments as of `respond`."""
+        return self._respond(*aligned(users, slates), key)
 
     def excluded(self, users: NDArray[Any]) -> NDArray[np.uint8] | None:
         """Packed bits of the items these users must not be shown now; None = nothing (see `Population.excluded`)."""

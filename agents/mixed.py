@@ -114,9 +114,7 @@ class MixedUsers(UserModel):
 
     def _bind(self, dataset: Dataset, tastes: Tastes) -> None:
         for part in self.parts:
-            part.seed, part.population = self.seed, self.population
-            part.rating_scale, part.warm_start = self.rating_scale, self.warm_start
-            part._bind(dataset, tastes)
+            part.bind_beside(self, dataset, tastes)
         traits, n_users = self.population.traits, dataset.n_users
         stratum = np.zeros(n_users, np.int64)
         for name in self.strata:
@@ -144,7 +142,7 @@ class MixedUsers(UserModel):
                 continue
             mine, pages = users[rows], slates[rows]
             if part is self.sample:
-                shadow = self.others._respond(mine, pages, key)  # before the page is lived through
+                shadow = self.others.answer(mine, pages, key)  # before the page is lived through
                 self._count(self._other, mine, pages, shadow)
             answered = part.respond(mine, pages, key)
             self._count(self._own, mine, pages, answered)
@@ -157,11 +155,7 @@ class MixedUsers(UserModel):
         in_sample = self.sampled[users]
         pairs = ((self.sample, in_sample), (self.others, ~in_sample))
         return _merged(
-            [
-                (rows, part._respond(users[rows], np.ascontiguousarray(slates[rows]), key))
-                for part, rows in pairs
-                if rows.any()
-            ],
+            [(rows, part.answer(users[rows], slates[rows], key)) for part, rows in pairs if rows.any()],
             slates.shape,
         )
 

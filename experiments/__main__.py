@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None, called: str = "simenv run") -> 
         raise _failures[0][1]
     for where, failure in _failures:
         _say(f"error: {f'{where}: ' if len(_failures) > 1 else ''}{_in_a_line(failure, arguments)}")
-    return max(getattr(failure, "exit_code", 2) for _, failure in _failures)
+    return max(failure.exit_code if isinstance(failure, SimenvError) else 2 for _, failure in _failures)
 
 
 def _in_a_line(error: Exception, arguments: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from simenv.datasets.base import Dataset
 from simenv.datasets.splits import Split, leave_one_out
 from simenv.errors import ConfigError
 from simenv.randomness import Key
-from simenv.slates import SeesDataset
+from simenv.slates import SeesDataset, asks_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,17 +143,17 @@ def _judge(settings: Settings, arm: str, run: Run) -> tuple[list[Row], Any]:
     if isinstance(recommender, SeesDataset):
         recommender.bind_dataset(dataset.replace_interactions(split.train))
     recommender.fit(split.train, key=key)
-    accounting = getattr(recommender, "accounting", None)
+    asks = asks_model(recommender)
     rows: list[Row] = []
     for n in settings.candidates:
-        if accounting is not None and n > settings.most_candidates:
+        if asks and n > settings.most_candidates:
             continue
         places = sampled_ranks(recommender, split, n_negatives=n - 1, k=n, key=key)
         for metric, values in rank_metrics(places, [k for k in CUTOFFS if k < n]).items():
             rows.append(_row(arm, n, metric, values, key))
     if isinstance(recommender, LLMRanker) and recommender.form == "point":
         rows += _ratings(arm, recommender, dataset, split, key)
-    accounting = getattr(recommender, "accounting", None)
+    accounting = recommender.accounting if asks_model(recommender) else None
     if accounting is not None:
         total = accounting["total"]
         usable = 1 - total["fallbacks"] / max(1, total["pages"])

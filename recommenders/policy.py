@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from recommenders.base import Recommender, check_options
@@ -48,7 +49,7 @@ class RecommenderPolicy:
             check_options("policy", low=1, learn_every=learn_every)
         self.recommender, self.env, self.seed, self.learn_every = recommender, env.unwrapped, seed, learn_every
         self.dataset: Dataset = self.env.dataset
-        self._batched = hasattr(self.env, "single_action_space")
+        self._batched = isinstance(self.env, VectorEnv)
         n_rows, self._k = self.env.sessions.n_rows, self.env.sessions.slate_size
         self._shown = np.zeros((n_rows, self.dataset.n_items), np.bool_)
         self._calls = 0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -138,14 +138,21 @@ def parameters(target: Any) -> dict[str, Any] | None:
     return found if complete else None
 
 
+@runtime_checkable
+class PassesOn(Protocol):
+    """A function or class whose ``**options`` go on to another, whose annotations hold for them."""
+
+    passes_on_to: Callable[..., Any]
+
+
 def _parameters(target: Any) -> tuple[dict[str, Any], bool]:
     """Types by option, and whether these are all; `passes_on_to` of a function or class takes the further ones."""
     makers = [target]
-    while hasattr(makers[-1], "passes_on_to"):
+    while isinstance(makers[-1], PassesOn):
         makers.append(makers[-1].passes_on_to)
     if isinstance(target, type):
         makers = [holder.__dict__["__init__"] for holder in target.__mro__ if "__init__" in holder.__dict__]
-        makers[1:1] = [target.passes_on_to] if hasattr(target, "passes_on_to") else []
+        makers[1:1] = [target.passes_on_to] if isinstance(target, PassesOn) else []
     found: dict[str, Any] = {}
     for maker in makers:
         signature = inspect.signature(maker).parameters.values()

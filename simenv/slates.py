@@ -39,6 +39,7 @@ class Responses:
     satisfaction: NDArray[np.float32] | None = None  # (B,), in [0, 1] as stated; NaN, None = follows from the utility
 
 
+@runtime_checkable
 class Recommender(Protocol):
     """Log in, slates out. `recommenders.base.Recommender` is the base class to subclass."""
 

@@ -22,7 +22,40 @@ from simenv.randomness import Key, Purpose, uniforms
 from simenv.records import record
 from simenv.slates import Responses
 
-EXAMINATION = ("position", "cascade", "all")
+EXAMINATIONS = ("position", "cascade", "all")
+
+
+class Examination(NamedTuple):
+    """How far down a page users look; `ChoiceModel` says what the kinds mean and where they come from."""
+
+    kind: str  # one of EXAMINATIONS
+    position_decay: float
+    continue_click: float
+    continue_skip: float
+
+    def probabilities(self, k: int) -> NDArray[np.float64]:
+        """P(examine rank) of the position-based model, (k,); all ones under ``all`` and ``cascade``."""
+        if self.kind != "position":
+            return np.ones(k)
+        return np.arange(1, k + 1, dtype=np.float64) ** -self.position_decay
+
+    def examined(
+        self, users: LongArray, slates: NDArray[np.int32], wanted: NDArray[np.bool_], key: Key
+    ) -> NDArray[np.bool_]:
+        """Which slots are examined, (B, K), by the luck that `ChoiceModel` draws too.
+
+        Args:
+            users: (B,) rows.
+            slates: (B, K) items, -1 = empty.
+            wanted: (B, K) what a user clicks once it is examined; a cascade goes on by it.
+            key: seed, round and page.
+        """
+        first, luck = first_copies(slates), uniforms(key, Purpose.EXAMINE, users[:, None], slates)
+        if self.kind != "cascade":
+            return np.asarray(first & (luck < self.probabilities(slates.shape[1])))
+        stopped = np.cumsum(first & (luck >= np.where(wanted, self.continue_click, self.continue_skip)), axis=1)
+        first[:, 1:] &= stopped[:, :-1] == 0
+        return first
 
 
 class ExitRule(NamedTuple):
@@ -34,6 +67,20 @@ class ExitRule(NamedTuple):
     page: float
     activity: float
     satisfaction: float
+
+    def leaves(
+        self, users: LongArray, key: Key, activity: FloatArray, satisfaction: NDArray[np.floating[Any]]
+    ) -> NDArray[np.bool_]:
+        """Who leaves after the page of `key`, (B,), by the luck that `ChoiceModel` draws too.
+
+        Args:
+            users: (B,) rows.
+            key: seed, round and page.
+            activity: (B,) a.
+            satisfaction: (B,) s, this page included.
+        """
+        hazard = self.base + self.page * key.page - self.activity * activity - self.satisfaction * satisfaction
+        return np.asarray(uniforms(key, Purpose.EXIT, users, 0) < 1.0 / (1.0 + np.exp(-hazard)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +112,7 @@ class ChoiceOptions:
     memory_size: int = 32
 
     def __post_init__(self) -> None:
-        require(self.examination in EXAMINATION, "examination", self.examination, f"one of {', '.join(EXAMINATION)}")
+        require(self.examination in EXAMINATIONS, "examination", self.examination, f"one of {', '.join(EXAMINATIONS)}")
         require(self.position_decay >= 0, "position_decay", self.position_decay, "a number >= 0")
         for option in ("continue_click", "continue_skip", "rating_rate"):
             value = getattr(self, option)
@@ -109,6 +156,10 @@ class ChoiceModel(UserModel):
     A rating is the rating head's expectation plus normal noise of its held-out SD, rounded to the data set's scale; the
     head carries each user's own mean and spread.
 
+    Attributes:
+        examination: how far down a page these users look.
+        exit_rule: when they leave.
+
     Raises:
         ConfigError: an option out of range.
     """
@@ -119,9 +170,9 @@ class ChoiceModel(UserModel):
 
     def __init__(self, **options: Any) -> None:
         given = record(ChoiceOptions(), options, self.name)
-        self.examination = given.examination
-        self.position_decay = given.position_decay
-        self.continue_click, self.continue_skip = given.continue_click, given.continue_skip
+        self.examination = Examination(
+            given.examination, given.position_decay, given.continue_click, given.continue_skip
+        )
         self.rating_rate = given.rating_rate
         self._weights = (
             given.base,
@@ -167,11 +218,12 @@ class ChoiceModel(UserModel):
     def state_dict(self) -> dict[str, NDArray[Any]]:
         return super().state_dict() | {"popularity": self._popularity.copy()}
 
-    def examination_probabilities(self, k: int) -> NDArray[np.float64]:
-        """P(examine rank) of the position-based model, (k,); all ones under ``all`` and ``cascade``."""
-        if self.examination != "position":
-            return np.ones(k)
-        return np.arange(1, k + 1, dtype=np.float64) ** -self.position_decay
+    @property
+    def answers_by_rule(self) -> bool:
+        """Whether `agents.choice.rule` says all that these users do; a subclass that writes its own `_respond` does
+        not let it.
+        """
+        return type(self)._respond is ChoiceModel._respond
 
     def item_arrays(self, popularity: FloatArray) -> tuple[NDArray[Any], ...]:
         """What `answer_pages` needs of items, at this visible popularity, (n_items,)."""
@@ -188,9 +240,9 @@ class ChoiceModel(UserModel):
             [
                 *self._weights,
                 *self.exit_rule,
-                self.examination == "cascade",
-                self.continue_click,
-                self.continue_skip,
+                self.examination.kind == "cascade",
+                self.examination.continue_click,
+                self.examination.continue_skip,
                 *(self.population.tastes.rating_noise, scale.low, scale.high, scale.step, self.rating_rate),
                 *self._dynamics.rates,
             ],
@@ -211,7 +263,7 @@ class ChoiceModel(UserModel):
             users,
             slates,
             self.item_arrays(self._popularity),
-            unpack_rule.py_func(self.parameters(), self.examination_probabilities(shape[1]), False, True),
+            unpack_rule.py_func(self.parameters(), self.examination.probabilities(shape[1]), False, True),
             self.trait_rows,
             population.tastes.rating.user_vectors,
             (

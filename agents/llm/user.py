@@ -153,12 +153,10 @@ class LLMUser(UserModel):
         }
 
     def _bind(self, dataset: Dataset, tastes: Tastes) -> None:
-        population = self.population
-        self.embedded.seed, self.embedded.population = self.seed, population
-        self.embedded._bind(dataset, tastes)
+        self.embedded.bind_beside(self, dataset, tastes)
         self._dataset = dataset
         self._scorer = self._new_scorer()
-        self._own_ratings = OwnRatings(dataset, population.traits.rating_mean, population.traits.rating_sd)
+        self._own_ratings = OwnRatings(dataset, self.population.traits.rating_mean, self.population.traits.rating_sd)
         self._others = OthersRatings(dataset)
         self._scorer.page_prompt.others = self._others.means()
         self._pages = np.zeros(dataset.n_users, np.int32)
@@ -262,11 +260,11 @@ class LLMUser(UserModel):
     # -- one page of a batch ------------------------------------------------------------------------------------
 
     def _respond(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Responses:
-        stand_in = self.embedded._respond(users, slates, key)
+        stand_in = self.embedded.answer(users, slates, key)
         interest, rating, satisfaction = self.score(users, slates, key)
         stated = (satisfaction - 1.0) / 4.0
         scored = ~np.isnan(stated)
-        examined, clicked = self._act(users, slates, key, interest, stand_in.examined)
+        examined, clicked = self._act(users, slates, key, interest)
         u = uniforms(key, Purpose.RATING, users[:, None], slates)
         v = uniforms(key, Purpose.RATING_SECOND, users[:, None], slates)
         quantile = self.calibration.rating_quantile(np.nan_to_num(rating, nan=3.0), u, v)
@@ -312,28 +310,18 @@ class LLMUser(UserModel):
         slates: NDArray[np.int32],
         key: Key,
         interest: NDArray[np.float32],
-        examined: NDArray[np.bool_],
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which items are examined and clicked; under position-based examination the former is the embedded model's."""
+        """Which items are examined, as the embedded model's users would who want the same, and clicked."""
         chance = self.calibration.click_probability(np.nan_to_num(interest))
         wanted = (uniforms(key, Purpose.CLICK, users[:, None], slates) < chance) & ~np.isnan(interest)
-        if self.embedded.examination != "cascade":
-            return examined, examined & wanted
-        luck = uniforms(key, Purpose.EXAMINE, users[:, None], slates)
-        goes_on = np.where(wanted, self.embedded.continue_click, self.embedded.continue_skip) > luck
-        examined = first_copies(slates)
-        stopped = np.cumsum(examined & ~goes_on, axis=1)
-        examined[:, 1:] &= stopped[:, :-1] == 0
+        examined = self.embedded.examination.examined(users, slates, wanted, key)
         return examined, examined & wanted
 
     def _leaves(self, users: LongArray, stated: NDArray[np.float32], key: Key) -> NDArray[np.bool_]:
-        """sigmoid(b0 + b1 * page - b2 * activity - b3 * EMA(satisfaction)), with the embedded model's coefficients."""
-        base, by_page, by_activity, by_satisfaction = self.embedded.exit_rule
+        """By the embedded model's rule, on the moving average of the stated satisfaction."""
         weight = self.dynamics.satisfaction_memory
         mood = weight * self.population.satisfaction[users] + (1.0 - weight) * np.nan_to_num(stated)
-        hazard = base + by_page * key.page - by_activity * self.population.traits.activity_pct[users]
-        hazard -= by_satisfaction * mood
-        return np.asarray(uniforms(key, Purpose.EXIT, users, 0) < 1.0 / (1.0 + np.exp(-hazard)))
+        return self.embedded.exit_rule.leaves(users, key, self.population.traits.activity_pct[users], mood)
 
     # -- after the page -----------------------------------------------------------------------------------------
 

@@ -24,6 +24,6 @@ def open_sessions(users: UserModel, n_rows: int, **options: Any) -> Sessions:
     from agents.sessions.choice import ChoiceSessions
     from agents.sessions.model import ModelSessions
 
-    if isinstance(users, ChoiceModel) and type(users)._respond is ChoiceModel._respond:
+    if isinstance(users, ChoiceModel) and users.answers_by_rule:
         return ChoiceSessions(users, n_rows, **options)
     return ModelSessions(users, n_rows, **options)

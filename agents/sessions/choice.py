@@ -43,7 +43,7 @@ class ChoiceSessions(Sessions):
             *self._model.item_arrays(self.popularity),
             self._model.trait_rows,
             self._model.population.tastes.rating.user_vectors,
-            self._model.examination_probabilities(self.slate_size),
+            self._model.examination.probabilities(self.slate_size),
             np.append(self._model.parameters(), own),
             self._profile,
             self.click_counts,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,12 +182,20 @@ transformers.AttentionInterface.register("simenv_tree", tree_attention)
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a run has its own
 
 
+@runtime_checkable
+class Adapted(Protocol):
+    """What peft puts around a network: low-rank adapters, which its `merge_and_unload` adds to the weights."""
+
+    def get_base_model(self) -> Any: ...
+
+
 def save(network: Any, tokenizer: Any, folder: Path) -> None:
     """Write what `llm.path` takes: safetensors, adapters merged into them, and the tokenizer with its chat template."""
-    if hasattr(network, "merge_and_unload"):
-        network = network.merge_and_unload()
-    network.config._attn_implementation = "sdpa"
-    network.save_pretrained(folder)
+    merged: Any = network
+    if isinstance(network, Adapted):
+        merged = merged.merge_and_unload()
+    merged.set_attn_implementation("sdpa")
+    merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -213,13 +221,13 @@ class Objective:
 
     def __init__(self, network: Any, reader: Reader, *, language: float, compiled: bool = False) -> None:
         self.network, self.language = network, language
-        base = network.get_base_model() if hasattr(network, "get_base_model") else network
+        base: Any = network.get_base_model() if isinstance(network, Adapted) else network
         self.body = torch.compile(base.model, dynamic=True) if compiled else base.model
         self.device = next(network.parameters()).device
         self.digits = torch.tensor(reader.digits, device=self.device)
         self.numbers = torch.tensor(reader.numbers, device=self.device)
         self.values = torch.arange(N_DIGITS, dtype=torch.float32, device=self.device)
-        network.config._attn_implementation = "simenv_tree"
+        base.set_attn_implementation("simenv_tree")
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         """The loss, a scalar, and how many answers it is about."""

@@ -20,6 +20,7 @@ from simenv import checks
 from simenv.datasets.base import Dataset, Interactions, Tastes
 from simenv.datasets.splits import distinct, hold_out, pair_keys
 from simenv.errors import ConfigError, MissingExtraError, SimenvError, did_you_mean
+from simenv.language_models.factories import Carries
 from simenv.language_models.wire.secrets import public
 from simenv.metrics.reference import Reference
 from simenv.metrics.table import METRICS, MetricSpec, spec_of
@@ -27,6 +28,7 @@ from simenv.names import CONF as CONF
 from simenv.names import find, paths
 from simenv.platform import Mode, Platform, Schedule
 from simenv.registration import resolve
+from simenv.slates import Recommender
 
 _OF_ARMS = ("arms", "modes", "references")
 REFERENCE_ARMS = {"none": "none", "random": "loop", "oracle": "loop"}
@@ -188,7 +190,7 @@ class Design:
         if arm == "none":
             return None
         made = build(self.recommenders[arm], f"recommenders.{arm}")
-        if not all(callable(getattr(made, name, None)) for name in ("fit", "recommend")):
+        if not isinstance(made, Recommender):
             raise ConfigError(f"recommenders.{arm}={made!r}: expected a recommender, such as {{_target_: PATH}}")
         return made
 
@@ -436,9 +438,10 @@ def _carrying(spec: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(spec.get("_target_"), str):
         return ()
     try:
-        return tuple(getattr(get_object(spec["_target_"]), "carrying", ()))
+        target = get_object(spec["_target_"])
     except (ImportError, ValueError):
         return ()  # `build` reports it
+    return target.carrying if isinstance(target, Carries) else ()
 
 
 def offer_recommenders() -> None:

@@ -156,8 +156,10 @@ def _keep(recommender: Any, card: dict[str, Any], folder: Path) -> None:
     recommender.save(folder)
     (folder / "card.json").write_text(json.dumps(card, indent=2))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
+    from recommenders.p5.prompted import P5
+
     progress = recommender.progress
-    for family, reason in getattr(recommender, "skipped", {}).items():
+    for family, reason in recommender.skipped.items() if isinstance(recommender, P5) else ():
         print(f"left out: {family} ({reason})")
     print(f"{progress.epoch} epochs, {progress.seconds:.0f} s, loss {progress.losses[-1]:.3f}; saved to {folder}")
 

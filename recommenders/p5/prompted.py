@@ -225,7 +225,7 @@ class P5(GenerativeRecommender):
         )
         rng = np.random.default_rng(0)
         if self.ask == "none":
-            sources = data._history(rows)
+            sources = data.history(rows)
             sources[:, 0] = np.where(sources[:, 0] < 0, 0, sources[:, 0])
         else:
             prompts = data.usable(self.book.seen("sequential"))
@@ -261,7 +261,7 @@ class P5(GenerativeRecommender):
             )
         data = self._data(self.histories)
         seen = np.unique(self.histories.ratings[~np.isnan(self.histories.ratings)])
-        tokens = data._numbers(seen.astype(np.float32))[:, 0]
+        tokens = data.numbers(seen.astype(np.float32))[:, 0]
         values, first = np.unique(tokens, return_index=True)
         stars = torch.as_tensor(seen[first], dtype=torch.float32, device=self.device)
         prompt = self.book.unseen("rating") if unseen else data.usable(self.book.seen("rating"))[0]

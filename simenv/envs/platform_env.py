@@ -22,6 +22,7 @@ from simenv.metrics.reference import Group, Reference
 from simenv.metrics.table import METRICS
 from simenv.randomness import hash64
 from simenv.registration import make, resolve
+from simenv.slates import Scores
 
 KNOBS = ("exploration", "popularity_penalty", "calibration")
 OBSERVED = ("ctr", "true_utility", "satisfaction", "gini", "coverage", "tail_share", "genre_kl", "present")
@@ -99,7 +100,7 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             if harm == "group_gap" and len(self._groups) < 2:
                 raise OptionError(f"group={group!r}: {self.dataset.name} has no such attribute with groups to compare")
             base = make(recommender, "recommender")
-            if not callable(getattr(base, "scores", None)):
+            if not isinstance(base, Scores):
                 raise OptionError(f"recommender={recommender!r}: expected one with scores, which the knobs can re-rank")
             self._penalty = resolve("recommenders.rerank.PopularityPenalty")(base, strength=0.0)
             self._calibrated = resolve("recommenders.rerank.Calibrated")(self._penalty, strength=0.0)

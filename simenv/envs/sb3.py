@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorWrapper
 from numpy.typing import NDArray
 
 from simenv.envs.errors import OptionError
@@ -141,6 +141,6 @@ class SB3VecEnv(VecEnv):
     def _owner(self, name: str) -> Any:
         """The outermost of the wrappers and the vector that has an attribute; the vector where none has."""
         env: Any = self.env
-        while not hasattr(env, name) and hasattr(env, "env"):
+        while not hasattr(env, name) and isinstance(env, VectorWrapper):
             env = env.env
         return env

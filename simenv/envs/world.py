@@ -10,10 +10,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from simenv.datasets import LOADERS, load
 from simenv.datasets.base import Dataset, Tastes
@@ -22,16 +23,27 @@ from simenv.envs.rewards import Reward
 from simenv.envs.sessions import Sessions
 from simenv.errors import SimenvError
 from simenv.names import paths
+from simenv.randomness import Key
 from simenv.registration import make, resolve
-from simenv.slates import UserModel
+from simenv.slates import Responses, UserModel
 
 MAX_SEED = 2**63 - 1  # of a world
 
 
-class ServedUsers(UserModel, Protocol):
-    """A user model as the environments need it: `agents.base.UserModel`."""
+@runtime_checkable
+class Bindable(Protocol):
+    """Users that can be given a world; what tells a user model before it has one."""
+
+    @property
+    def bound(self) -> bool: ...
 
     def bind(self, dataset: Dataset, tastes: Tastes, *, seed: int, repeat: str = "never") -> None: ...
+
+    def respond(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key) -> Responses: ...
+
+
+class ServedUsers(UserModel, Bindable, Protocol):
+    """A user model as the environments need it: `agents.base.UserModel`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +84,9 @@ class World:
             if tastes is None:
                 tastes = resolve("agents.tastes.structures.fit_tastes")(dataset=data, seed=seed)
             users: ServedUsers = make(self.agent, "agent")
-            if not (hasattr(users, "bind") and hasattr(users, "respond")):
+            if not isinstance(users, Bindable):
                 raise OptionError(f"agent={self.agent!r}: expected one of {', '.join(paths('agent'))}, or a user model")
-            if hasattr(users, "population"):
+            if users.bound:
                 raise OptionError("agent: this user model serves a world already; expected one that is not bound yet")
             users.bind(data, tastes, seed=seed, repeat=self.repeat)
         except SimenvError as error:

@@ -66,7 +66,7 @@ def flat_features(observation: Observed, dataset: Dataset, *, max_pages: int) ->
 
 def flat_space(env: Any) -> spaces.Space[Any]:
     """The space of `flat_features` for one session of a `SlateEnv` or `SlateVectorEnv`."""
-    space = getattr(env, "single_observation_space", env.observation_space)
+    space: Any = env.single_observation_space if isinstance(env, gym.vector.VectorEnv) else env.observation_space
     blank = {name: np.zeros(one.shape, one.dtype) for name, one in space.items()}
     return spaces.Box(0.0, 1.0, flat_features(blank, env.dataset, max_pages=env.max_pages).shape, np.float32)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from simenv.language_models.accounting import Budget, Spending
 from simenv.language_models.base import LanguageModel
@@ -76,6 +76,13 @@ def connect(backend: LanguageModel, **around: Any) -> LanguageModel:
         max_wait=given.max_wait,
     )
     return paced if given.cache is None else Cached(paced, given.cache)
+
+
+@runtime_checkable
+class Carries(Protocol):
+    """A factory of language models that has declared which of its options carry, see `carrying`."""
+
+    carrying: tuple[str, ...]
 
 
 def carrying(*own: str) -> Callable[[Factory], Factory]:

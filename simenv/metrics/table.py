@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ JACCARD_ROUNDS = 5
 ACCURACY_K = 10
 
 
+@runtime_checkable
 class Metric(Protocol):
     """A pure function of the events of one group of users. Satisfy it and pass it to `metric_rows`."""
 
@@ -111,10 +112,12 @@ def spec_of(metric: Metric | Callable[[Events, Reference, Group], float | None])
     """
     if isinstance(metric, MetricSpec):
         return metric
-    name = getattr(metric, "name", None) or getattr(metric, "__name__", "")
+    if isinstance(metric, Metric):
+        return MetricSpec(name=metric.name, compute=metric, window=metric.window)
+    name = getattr(metric, "__name__", "")
     if not callable(metric) or not name:
         raise ConfigError(f"metrics: got {metric!r}; expected a function (events, reference, group) or a MetricSpec")
-    return MetricSpec(name=str(name), compute=metric, window=getattr(metric, "window", 1))
+    return MetricSpec(name=name, compute=metric)
 
 
 class MetricRow(NamedTuple):

@@ -203,12 +203,12 @@ class TextData:
     def _fields(self) -> dict[str, Callable[[Rows, np.random.Generator], LongArray]]:
         return {
             "user": lambda rows, rng: self._user(rows.users),
-            "history": lambda rows, rng: self._history(rows),
+            "history": lambda rows, rng: self.history(rows),
             "item": lambda rows, rng: (rows.items + self.vocabulary.size)[:, None],
             "title": lambda rows, rng: self._texts("title")[rows.items],
             "genres": lambda rows, rng: self._texts("genres")[rows.items],
             "text": lambda rows, rng: self._texts("text")[rows.items],
-            "rating": lambda rows, rng: self._numbers(rows.ratings),
+            "rating": lambda rows, rng: self.numbers(rows.ratings),
             "candidates": self._candidates,
             "answer": lambda rows, rng: self._answers(rows.liked),
             "review": lambda rows, rng: self._texts("review")[rows.reviews],
@@ -256,7 +256,8 @@ class TextData:
         digits = np.stack([users // USER_BASE**2, users // USER_BASE % USER_BASE, users % USER_BASE], axis=1)
         return digits % USER_BASE + self.vocabulary.user_offset
 
-    def _history(self, rows: Rows) -> LongArray:
+    def history(self, rows: Rows) -> LongArray:
+        """Tokens of the items each row's user had before `ends`, oldest first, (n, history_length); -1 = none."""
         starts = np.maximum(self.histories.ptr[rows.users], rows.ends - self.history_length)
         items = self.histories.gather(starts, rows.ends, self.history_length)
         return np.where(items >= 0, items + self.vocabulary.size, -1)
@@ -266,7 +267,8 @@ class TextData:
         drawn[np.arange(len(drawn)), rng.integers(0, self.n_candidates, len(drawn))] = rows.items
         return drawn + self.vocabulary.size
 
-    def _numbers(self, ratings: NDArray[np.float32]) -> LongArray:
+    def numbers(self, ratings: NDArray[np.float32]) -> LongArray:
+        """Tokens of ratings in words, to the half star, (n, up to 4); -1 = none."""
         table = self._cache.get("rating")
         if table is None:
             table = _table([self.vocabulary.words.encode(f"{half / 2:g}") for half in range(21)], 4)

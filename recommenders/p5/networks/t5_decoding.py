@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.models.t5.modeling_t5 import T5DenseActDense
 
 from recommenders.p5.language.text import PAD
 from recommenders.p5.trie import NEVER, Level, child_logits, rows
@@ -153,21 +154,14 @@ def _blocked(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def _fed(layer: Any, x: Tensor) -> Tensor:
     """The feed-forward layer of a block; writes over `x`."""
     dense, h = layer.DenseReluDense, _normed(layer.layer_norm, x)
-    if isinstance(getattr(dense, "act", None), torch.nn.ReLU) and hasattr(dense, "wi"):
+    if isinstance(dense, T5DenseActDense) and isinstance(dense.act, torch.nn.ReLU):
         return x.add_(dense.wo(dense.wi(h).relu_()))
     return x.add_(dense(h))
 
 
 def _position_bias(attention: Any, length: int) -> Tensor:
     """Relative position bias (length, heads) of the last token of a path towards all of it."""
-    places = torch.arange(length, device=attention.relative_attention_bias.weight.device)
-    bucket = attention._relative_position_bucket(
-        places[None] - (length - 1),
-        bidirectional=False,
-        num_buckets=attention.relative_attention_num_buckets,
-        max_distance=attention.relative_attention_max_distance,
-    )
-    return cast(Tensor, attention.relative_attention_bias(bucket)[0])
+    return cast(Tensor, attention.compute_bias(1, length, past_seen_tokens=length - 1)[0, :, 0].T)
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:

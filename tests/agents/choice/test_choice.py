@@ -77,9 +77,9 @@ def in_numpy(users: ChoiceModel, slates: np.ndarray, key: Key, **options: float)
     wants = uniforms(key, Purpose.CLICK, rows, safe) < sigmoid(logit)
     first = first_copies(slates)
     look = uniforms(key, Purpose.EXAMINE, rows, safe)
-    if users.examination == "position":
+    if users.examination.kind == "position":
         examined = first & (look < np.arange(1, slates.shape[1] + 1) ** -o["position_decay"])
-    elif users.examination == "all":
+    elif users.examination.kind == "all":
         examined = first
     else:
         examined = np.zeros_like(first)
@@ -88,7 +88,9 @@ def in_numpy(users: ChoiceModel, slates: np.ndarray, key: Key, **options: float)
                 if not first[row, rank]:
                     continue
                 examined[row, rank] = True
-                if look[row, rank] >= (users.continue_click if wants[row, rank] else users.continue_skip):
+                if look[row, rank] >= (
+                    users.examination.continue_click if wants[row, rank] else users.examination.continue_skip
+                ):
                     break
     clicked = examined & wants
     u1 = uniforms(key, Purpose.RATING, rows, safe)
@@ -119,8 +121,24 @@ def test_kernel_equals_numpy(world: Dataset, examination: str) -> None:
         np.testing.assert_array_equal(got.clicked, expected["clicked"])
         np.testing.assert_array_equal(got.ratings, expected["ratings"].astype(np.float32))
         np.testing.assert_allclose(got.utility, expected["utility"], rtol=1e-4)
+        seen = users.examination.examined(everyone, slates, got.clicked, key)
+        np.testing.assert_array_equal(seen, got.examined)
+        activity, mood = users.population.traits.activity_pct, users.population.satisfaction
+        np.testing.assert_array_equal(users.exit_rule.leaves(everyone, key, activity, mood), got.exited)
         users.end_round(round_)
     assert got.clicked.any()
+    assert 0 < got.exited.sum() < world.n_users
+
+
+def test_answering_changes_nothing(world: Dataset) -> None:
+    users, rows, slates = bound(world), np.arange(world.n_users), some_slates(world)
+    before = users.state_dict()
+    answered = users.answer(rows, slates, Key(11))
+    for name, values in users.state_dict().items():
+        np.testing.assert_array_equal(values, before[name])
+    lived = users.respond(rows, slates, Key(11))
+    np.testing.assert_array_equal(answered.clicked, lived.clicked)
+    assert (users.population.satisfaction != before["satisfaction"]).any()
 
 
 def test_batches_may_be_split_and_reordered(world: Dataset) -> None:

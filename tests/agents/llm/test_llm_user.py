@@ -548,7 +548,7 @@ def test_satisfaction_that_a_response_states_moves_the_mood_in_place_of_the_util
     users = make("http://127.0.0.1:9/v1")
     population = users.population
     population.satisfaction[:] = 0.25
-    unstated = users.embedded._respond(USERS, slates_for(), Key(9))
+    unstated = users.embedded.answer(USERS, slates_for(), Key(9))
     stated = np.full(len(USERS), np.nan, np.float32)
     stated[0] = 1.0
     population.absorb(USERS, slates_for(), replace(unstated, satisfaction=stated), Key(9))
