@@ -1,4 +1,4 @@
-"""Sequential baselines in torch: SASRec with full cross-entropy, BERT4Rec, GRU4Rec.
+"""Sequential baselines in torch: SASRec, BERT4Rec, GRU4Rec.
 
 One token per item, the output tied to the item embeddings, a softmax over the whole catalogue: the fair setting, where
 SASRec with sampled binary cross-entropy is a weak one (Klenitskiy and Vasilev 2023, "Turning dross into gold loss").
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recommenders.base import Recommender
-from simenv.datasets.base import Interactions, LongArray
+from simenv.datasets.base import IntArray, Interactions, LongArray
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, generator
 from simenv.records import record
@@ -63,10 +63,27 @@ class NextItemNetwork(SequenceNetwork):
     def encode(self, rows: Tensor) -> Tensor:
         """(B, T) to (B, T, d); position t must not see what comes after it."""
 
+    negatives = 0  # items drawn for a step's softmax; 0 = all of them
+
     def loss(self, rows: Tensor) -> Tensor:
-        targets = rows[:, 1:]
-        states = self.encode(rows[:, :-1])[targets >= 0]
-        return F.cross_entropy(self.logits(states).float(), targets[targets >= 0])
+        states, targets = self.encode(rows[:, :-1])[rows[:, 1:] >= 0], rows[:, 1:][rows[:, 1:] >= 0]
+        if self.negatives:
+            return self.sampled_loss(states, targets)
+        return F.cross_entropy(self.logits(states).float(), targets)
+
+    def sampled_loss(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy among each target and the same uniformly drawn items for all; a target drawn again is left out.
+
+        Args:
+            states: (N, d).
+            targets: (N,).
+        """
+        drawn = torch.randint(self.n_items, (self.negatives,), device=states.device)
+        own = (states * self.items(targets)).sum(dim=1) + self.bias[targets]
+        others = states @ self.items(drawn).T + self.bias[drawn]
+        others = others.masked_fill(drawn == targets[:, None], -torch.inf)
+        logits = torch.cat([own[:, None], others], dim=1).float()
+        return F.cross_entropy(logits, torch.zeros_like(targets))
 
     def user_states(self, rows: Tensor) -> Tensor:
         ends = (rows >= 0).sum(dim=1).clamp(min=1) - 1
@@ -198,11 +215,15 @@ class SequenceRecommender(Recommender):
             self._loss,
             self.training,
             seed=seed,
-            score=(lambda: validation_ndcg(self.score_histories, seen, users, targets)) if len(users) else None,
+            score=(lambda: self.validate(seen, users, targets)) if len(users) else None,
             show=self.show_progress,
         )
         steps = -(-len(seen.windows(self.history, rng)[0]) // self.training.batch_size)
         self.progress = run.run(lambda epoch: self._batches(seen, np.random.default_rng([seed, epoch])), steps)
+
+    def validate(self, histories: Histories, users: LongArray, targets: IntArray) -> float:
+        """What early stopping maximises: NDCG@10 of held-out items, (m,) of these users (m,), after these histories."""
+        return validation_ndcg(self.item_scores, histories, users, targets)
 
     def _build(self, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -219,10 +240,14 @@ class SequenceRecommender(Recommender):
         return self.network.loss(rows), n_targets
 
     @torch.no_grad()
-    def score_histories(self, histories: Histories, users: LongArray) -> NDArray[np.float32]:
-        """Logits of every item as the next one, (B, n_items), after these histories."""
+    def item_scores(self, histories: Histories, users: LongArray) -> Tensor:
+        """Logits of every item as the next one, (B, n_items), after these histories, on the device."""
         rows = torch.as_tensor(histories.last(users, self.history), device=self.device)
-        return self.network.logits(self.network.user_states(rows)).float().cpu().numpy()
+        return self.network.logits(self.network.user_states(rows)).float()
+
+    def score_histories(self, histories: Histories, users: LongArray) -> NDArray[np.float32]:
+        """`item_scores` on the CPU."""
+        return self.item_scores(histories, users).cpu().numpy()
 
     def _score(self, users: LongArray) -> NDArray[np.float32]:
         return self.score_histories(self.histories, users)
@@ -246,23 +271,28 @@ class SequenceRecommender(Recommender):
 
 
 class SASRec(SequenceRecommender):
-    """Self-attentive sequential recommendation with full cross-entropy.
+    """Self-attentive sequential recommendation with cross-entropy over the catalogue, or over a sample of it.
 
     Args:
         heads: attention heads.
+        negatives: items drawn anew for each step's softmax, the same for all its targets; 0 = the whole catalogue.
         options: see `SequenceRecommender`.
     """
 
     name = "sasrec"
 
-    def __init__(self, *, heads: int = 2, **options: Any) -> None:
+    def __init__(self, *, heads: int = 2, negatives: int = 0, **options: Any) -> None:
         super().__init__(**options)
-        self.heads = _heads(self.name, heads, self.embedding_size)
+        if negatives < 0:
+            raise ConfigError(f"sasrec: negatives={negatives}; expected at least 0 (0 = the whole catalogue)")
+        self.heads, self.negatives = _heads(self.name, heads, self.embedding_size), negatives
 
     def _network(self) -> SASRecNetwork:
-        return SASRecNetwork(
+        network = SASRecNetwork(
             self.n_items, self.embedding_size, self.layers, self.heads, self.dropout, max(self.history, 1)
         )
+        network.negatives = self.negatives
+        return network
 
 
 class GRU4Rec(SequenceRecommender):

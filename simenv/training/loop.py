@@ -110,8 +110,33 @@ def learning_rate(progress: float, peak: float, warmup: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min((progress - warmup) / (1 - warmup), 1.0))))
 
 
+def held_out_ranks(
+    score: Callable[[Histories, LongArray], Tensor], histories: Histories, users: LongArray, targets: NDArray[Any]
+) -> LongArray:
+    """Place of each target among all items that its user's history does not hold, (m,), 0 = first.
+
+    Counted on the device of the scores.
+
+    Args:
+        score: scores (B, n_items) of a batch of users after these histories, its own to write into.
+        histories: without the targets.
+        users, targets: (m,) who held out what.
+    """
+    ranks = np.empty(len(users), np.int64)
+    for start in range(0, len(users), 256):
+        rows = slice(start, start + 256)
+        scores = score(histories, users[rows])
+        place = torch.arange(len(scores), device=scores.device)
+        wanted = scores[place, torch.as_tensor(targets[rows], device=scores.device).long()]
+        owners = torch.as_tensor(np.repeat(np.arange(len(scores)), histories.lengths[users[rows]]))
+        seen = torch.as_tensor(np.concatenate([histories.of(user) for user in users[rows]]))
+        scores[owners.to(scores.device), seen.to(scores.device).long()] = -torch.inf
+        ranks[rows] = (scores > wanted[:, None]).sum(dim=1).cpu().numpy()
+    return ranks
+
+
 def validation_ndcg(
-    score: Callable[[Histories, LongArray], NDArray[np.float32]],
+    score: Callable[[Histories, LongArray], Tensor],
     histories: Histories,
     users: LongArray,
     targets: IntArray,
@@ -119,27 +144,13 @@ def validation_ndcg(
 ) -> float:
     """NDCG@k of one held-out item per user over the whole catalogue without the user's history.
 
-    Of more than `VALIDATION_USERS` users a sample is scored, the same one every time.
-
-    Args:
-        score: scores (B, n_items) of a batch of users after these histories.
-        histories: without the held-out items.
-        users, targets: (m,) who held out what.
-        k: cut-off.
+    Of more than `VALIDATION_USERS` users a sample is scored, the same one every time. Arguments: see `held_out_ranks`.
     """
     if len(users) > VALIDATION_USERS:
         sample = np.sort(np.random.default_rng(0).choice(len(users), VALIDATION_USERS, replace=False))
         users, targets = users[sample], targets[sample]
-    gains = np.empty(len(users))
-    for start in range(0, len(users), 256):
-        rows = slice(start, start + 256)
-        scores = score(histories, users[rows])
-        target = scores[np.arange(len(scores)), targets[rows]].copy()
-        for row, user in enumerate(users[rows]):
-            scores[row, histories.of(user)] = -np.inf
-        ranks = (scores > target[:, None]).sum(axis=1)
-        gains[rows] = np.where(ranks < k, 1 / np.log2(ranks + 2), 0)
-    return float(gains.mean())
+    ranks = held_out_ranks(score, histories, users, targets)
+    return float(np.where(ranks < k, 1 / np.log2(ranks + 2), 0).mean())
 
 
 class Training:

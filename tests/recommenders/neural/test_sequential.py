@@ -56,6 +56,24 @@ def test_it_learns_what_comes_next(model, epochs):
     assert rank_metrics(ranks(recommender, split))["hr@1"].mean() > 0.9
 
 
+def test_a_sampled_softmax_leaves_out_a_target_drawn_again_and_still_teaches():
+    sampled = flat(SASRec, **{**TINY, "epochs": 4}, negatives=5, learning_rate=0.02, dropout=0.0)
+    sampled.fit(small_log(), key=KEY)
+    assert sampled.progress.losses[-1] < sampled.progress.losses[0]
+    network = sampled.network
+    states, targets = torch.randn(40, 8), torch.arange(40) % network.n_items
+    torch.manual_seed(3)
+    drawn = torch.randint(network.n_items, (5,))
+    assert torch.isin(drawn, targets).any(), "some target is drawn again"
+    logits = network.logits(states)
+    expected = []
+    for row, target in enumerate(targets.tolist()):
+        own = [target, *(item for item in drawn.tolist() if item != target)]
+        expected.append(-logits[row, own].log_softmax(0)[0])
+    torch.manual_seed(3)
+    torch.testing.assert_close(network.sampled_loss(states, targets), torch.stack(expected).mean())
+
+
 @pytest.mark.parametrize("model", [SASRec, GRU4Rec])
 def test_no_position_sees_what_comes_after_it(model):
     recommender = flat(model, **TINY)
@@ -111,6 +129,7 @@ def test_weights_of_another_shape_are_not_loaded(model, tmp_path):
         (lambda: flat(BERT4Rec, mask_share=1.0), "mask_share=1.0"),
         (lambda: flat(GRU4Rec, dropout=1.0), "dropout=1.0"),
         (lambda: flat(SASRec, history=0), "history=0"),
+        (lambda: flat(SASRec, negatives=-1), "negatives=-1"),
     ],
 )
 def test_wrong_options_are_an_error(make, message):

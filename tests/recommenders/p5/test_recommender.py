@@ -131,7 +131,7 @@ def test_early_stop_keeps_the_best_epoch():
     best = max(score for _, _, score in progress.scores)
     assert progress.best_score == best
     seen, users, targets = recommender.histories.without_last()
-    assert validation_ndcg(recommender.score_histories, seen, users, targets) == pytest.approx(best)
+    assert validation_ndcg(recommender.item_scores, seen, users, targets) == pytest.approx(best)
 
 
 def test_many_users_are_validated_on_one_sample(monkeypatch):
@@ -139,9 +139,9 @@ def test_many_users_are_validated_on_one_sample(monkeypatch):
     seen, users, targets = Histories.from_log(log).without_last()
     asked = []
 
-    def knows_the_first_half(histories: Histories, users: np.ndarray) -> np.ndarray:
+    def knows_the_first_half(histories: Histories, users: np.ndarray) -> torch.Tensor:
         asked.extend(users)
-        return np.eye(log.n_items, dtype=np.float32)[targets[users]] * (users < len(targets) // 2)[:, None]
+        return torch.eye(log.n_items)[targets[users]] * torch.as_tensor(users < len(targets) // 2)[:, None]
 
     everyone = validation_ndcg(knows_the_first_half, seen, users, targets)
     assert sorted(asked) == list(users)
