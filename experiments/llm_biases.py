@@ -317,7 +317,7 @@ def play(settings: Settings, run: Run) -> None:
     ]
     run.table("llm_biases", rows)
     dataset, split = settings.data
-    run.card(dataset=dataset.name, arm=settings.arm, judged_users=len(split.users), llm=kept["llm"])
+    run.card(dataset=dataset.name, arm=settings.arm, judged_users=len(split.users), recommender_llm=kept["llm"])
 
 
 def score(settings: Settings, run: Run) -> None:
@@ -349,7 +349,7 @@ def plot_popularity(rows: Sequence[Row]) -> Figure:
     """Two panels: by rank, and by length of the history that is told."""
     from simenv.figures.style import arm_styles, small_multiples
 
-    figure, (by_rank, by_told) = small_multiples(2, height=3.6)
+    figure, (by_rank, by_told) = small_multiples(2, height=3.6, share=False)
     of = {(row["test"], row["setting"], row["metric"]): row for row in rows}
     styles = arm_styles(["arm", "base"])
     for name, label in (("arm", "language model"), ("base", "base")):

@@ -131,7 +131,7 @@ def play(settings: Settings, run: Run) -> None:
         dataset=dataset.name,
         judged_users=len(split.users),
         seeds=list(settings.design.seeds),
-        llm={arm: each for arm, each in asked.items() if each},
+        recommender_llm={arm: each for arm, each in asked.items() if each},
     )
 
 
@@ -227,12 +227,12 @@ def plot_ranking(rows: Sequence[Row]) -> Figure:
     """NDCG@1 for up to 10 candidates, NDCG@10 above that, by arm."""
     from simenv.figures.style import arm_styles, small_multiples
 
-    sizes = sorted({row["candidates"] for row in rows if row["candidates"]})
+    sizes = sorted({row["candidates"] for row in rows if row["candidates"] and row["source"] == "measured"})
     panels = {n: "ndcg@1" if n <= 10 else "ndcg@10" for n in sizes}
     ours = list(dict.fromkeys(row["recommender"] for row in rows if row["source"] == "measured"))
     styles = arm_styles(ours)
     tallest = max(len({row["recommender"] for row in rows if row["candidates"] == n}) for n in sizes)
-    figure, axes = small_multiples(len(sizes), height=1.5 + 0.35 * tallest)
+    figure, axes = small_multiples(len(sizes), height=1.5 + 0.35 * tallest, columns=1, share=False)
     for (n, metric), panel in zip(panels.items(), axes, strict=True):
         chosen = [row for row in rows if row["candidates"] == n and row["metric"] == metric]
         chosen.sort(key=lambda row: (row["source"] == "measured", row["value"]))

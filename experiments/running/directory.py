@@ -296,10 +296,14 @@ def card_of_jobs(
             for name, count in sorted(Counter(line.partition(": ")[2] for line in gates).items())
         ],
     }
+    models: list[set[str]] = []
     for side in ("llm", "recommender_llm"):
         accounting = {name: one[side] for name, one in done.items() if one.get(side)}
         if accounting:
             card[side] = _llm_total(list(accounting.values())) | {"jobs": accounting}
+            models.append({one["model"] for one in accounting.values()})
+    if len(models) == 2:
+        card["same_model"] = not models[0].isdisjoint(models[1])
     return card
 
 

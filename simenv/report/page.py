@@ -36,7 +36,7 @@ COMPARED_METRICS = {
     "true_utility": "Utility of what was shown",
     "jaccard": "Overlap between users",
 }
-OWN_SECTIONS = ("question", "command", "gates", "llm")  # of the run card, shown outside its table
+OWN_SECTIONS = ("question", "command", "gates", "llm", "recommender_llm", "same_model")  # of the run card, shown outside its table
 LEADS = ("amplification", "popularity")  # figures that may stand on the first screen, where an experiment drew none
 
 
@@ -148,7 +148,12 @@ def _report_page(run: RunData, drawn: Sequence[Drawn]) -> dict[str, Any]:
         "most_shown": views.most_shown(run),
         "tables": [views.table_view(name, frame) for name, frame in run.tables.items()],
         "gates": views.gates(card),
-        "llm": views.card_rows(card["llm"]) if isinstance(card.get("llm"), Mapping) else [],
+        "llm": {
+            side: views.card_rows(card[name])
+            for side, name in (("users", "llm"), ("recommenders", "recommender_llm"))
+            if isinstance(card.get(name), Mapping)
+        },
+        "same_model": card.get("same_model") is True,
         "card": views.card_rows({key: value for key, value in card.items() if key not in OWN_SECTIONS}),
         "command": views.command(card),
         "rebuild": f"python -m simenv.report {shlex.quote(run.name)}",

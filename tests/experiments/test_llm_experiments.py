@@ -49,7 +49,7 @@ def test_the_ranking_table_has_every_arm_its_compliance_and_published_rows(ranke
     assert value["chatgpt-point", None, "rmse"]["ci_low"] < value["chatgpt-point", None, "rmse"]["ci_high"]
     assert value["item mean", None, "rmse"]["value"] > 0
     assert "Dai et al. 2023, films" in table["source"].to_list()
-    assert json.loads((ranked / "run_card.json").read_text())["llm"]["chatgpt-list"]["total"]["calls"] > 0
+    assert json.loads((ranked / "run_card.json").read_text())["recommender_llm"]["chatgpt-list"]["total"]["calls"] > 0
     assert (ranked / "report.html").is_file()
 
 

@@ -221,9 +221,13 @@ def test_rebuilding_gives_the_same_bytes_and_removes_stale_figures(copy):
 def test_language_model_accounting_is_shown_where_there_is_one(copy):
     card = json.loads((copy / "run_card.json").read_text())
     card["llm"] = {"calls": 1200, "cached": 900, "cost_usd": 0.42, "parse_ladder": {"schema": 1190, "repair": 10}}
+    card["recommender_llm"] = {"calls": 7}
+    card["same_model"] = True
     (copy / "run_card.json").write_text(json.dumps(card))
     text = undrawn(copy).text
-    assert "Language model accounting calls 1200 cached 900 cost usd 0.4200 parse ladder schema 1190, repair 10" in text
+    assert "Asked as users calls 1200 cached 900 cost usd 0.4200 parse ladder schema 1190, repair 10" in text
+    assert "Asked as recommenders calls 7" in text
+    assert "played by the same model" in text
 
 
 def test_a_bare_run_card_with_a_table_is_enough(tmp_path):
