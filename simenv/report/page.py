@@ -36,7 +36,14 @@ COMPARED_METRICS = {
     "true_utility": "Utility of what was shown",
     "jaccard": "Overlap between users",
 }
-OWN_SECTIONS = ("question", "command", "gates", "llm", "recommender_llm", "same_model")  # of the run card, shown outside its table
+OWN_SECTIONS = (
+    "question",
+    "command",
+    "gates",
+    "llm",
+    "recommender_llm",
+    "same_model",
+)  # of the run card, shown outside its table
 LEADS = ("amplification", "popularity")  # figures that may stand on the first screen, where an experiment drew none
 
 

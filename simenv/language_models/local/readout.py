@@ -2,7 +2,8 @@
 
 After a prompt stands a tree of beginnings of the answer, one branch for each integer. A branch sees the prompt and not
 the other branches, so that neither order nor earlier answers matter. The prompts of a batch run first, once; what they
-begin with in common runs once for all, and is kept for the next batch. The module knows neither messages nor schemas.
+begin with in common runs once for all, and is kept for the next batch; so does what only some of them have in common,
+such as one person's history before many questions. The module knows neither messages nor schemas.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from transformers import DynamicCache
 from simenv.language_models.local.small_llama import SmallLlama, Stored
 
 SHORTEST_PREFIX = 16  # tokens in common that are worth a pass of their own
+FAMILY_PREFIX = 64  # tokens that some prompts have in common beyond all, for which they are taken by themselves
 TOKENS_PER_PASS = {"cpu": 2048}  # more leaves the processor's caches
 TOKENS_PER_PASS_ELSEWHERE = 1 << 17
 
@@ -160,6 +163,12 @@ class LogitReadout:
         Returns:
             (n, S), between the lowest and the highest digit asked for.
         """
+        means = np.empty((len(prompts), len(tree.ends)))
+        for rows in _families(prompts):
+            means[rows] = self._together([prompts[row] for row in rows.tolist()], tree, asked)
+        return means.clip(asked[:, 0], asked[:, 1])
+
+    def _together(self, prompts: Sequence[list[int]], tree: Tree, asked: NDArray[np.int64]) -> NDArray[np.float64]:
         digits = np.arange(10)
         possible = torch.tensor((asked[:, :1] <= digits) & (digits <= asked[:, 1:]), device=self.device)
         values = torch.arange(10.0, device=self.device)
@@ -175,7 +184,7 @@ class LogitReadout:
         lengths = np.array([len(prompt) for prompt in prompts]) - n_prefix + len(tree.tokens)
         threads = torch.get_num_threads() if isinstance(self._network, SmallLlama) else 1
         _side_by_side(read, self._passes(lengths, threads), threads)
-        return means.clip(asked[:, 0], asked[:, 1])
+        return means
 
     def _share(self, prompts: Sequence[list[int]]) -> int:
         """How many tokens, common to all prompts and fewer than any, are in `_stored` now."""
@@ -239,6 +248,17 @@ def _side_by_side(work: Callable[[NDArray[np.int64]], None], parts: Sequence[NDA
             list(pool.map(work, parts))
     finally:
         torch.set_num_threads(threads)  # what a thread sets for itself, threads that begin later would take over
+
+
+def _families(prompts: Sequence[list[int]]) -> list[NDArray[np.int64]]:
+    """Rows that have much more in common than all have, together; all others together."""
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)
+    neighbours = np.array([_n_common(prompts[one], prompts[next_]) for one, next_ in pairwise(order)], np.int64)
+    near = neighbours >= neighbours.min(initial=1 << 30) + FAMILY_PREFIX
+    groups = np.split(np.array(order), np.flatnonzero(~near) + 1)
+    alone = [rows for rows in groups if len(rows) == 1]
+    together = [np.sort(rows) for rows in groups if len(rows) > 1]
+    return ([np.sort(np.concatenate(alone))] if alone else []) + together
 
 
 def _n_common(one: Sequence[int], other: Sequence[int]) -> int:

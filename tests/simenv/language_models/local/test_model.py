@@ -353,6 +353,21 @@ def test_the_common_prefix_is_run_once(folder, monkeypatch):
     assert [n for _, n in ran] == [head]
 
 
+def test_what_questions_about_one_person_have_in_common_is_run_once(folder, monkeypatch):
+    people = ["has had Alien and Brazil. " * 4, "has had Casablanca and Dumbo. " * 4]
+    requests = [page(person + item) for person in people for item in ("Eraserhead", "Fargo", "Gattaca")] + [page("?")]
+    model = backend(folder, readout="logits")
+    ran = []
+    store = model._logits._store
+    monkeypatch.setattr(model._logits, "_store", lambda ids, n: ran.append(ids.size) or store(ids, n))
+    together = answers(model, requests)
+    assert sum(ran) < 0.6 * sum(len(prompt) for prompt in model._prompts(requests))
+    one_by_one = [json.loads(answers(model, [request])[0]) for request in requests]
+    for said, alone in zip(map(json.loads, together), one_by_one, strict=True):
+        for item, scores in alone["items"].items():
+            assert said["items"][item] == pytest.approx(scores, abs=2e-3)
+
+
 def test_no_prompt_runs_through_the_last_layer(tmp_path):
     """What the network would say there is never read; only its branches run to the end."""
     model = backend(save_architecture(tmp_path / "qwen2", "qwen2"), readout="logits")
