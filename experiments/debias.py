@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from experiments.replications.targets import Values, interval
+from experiments.replications.targets import interval
 from experiments.running import course
 from experiments.running.course import Claims, Run, warn_if_undecidable
 from experiments.running.design import REFERENCE_ARMS, Design, Spec
@@ -21,6 +21,7 @@ from simenv.conclusions.groups import group_gaps
 from simenv.errors import ConfigError
 from simenv.metrics.frame import amplification, read_metrics, series
 from simenv.metrics.table import BY_NAME
+from simenv.numeric import DoubleArray
 
 LAST_ROUNDS = 5
 REMEDIES = {  # key of the configuration -> (arms' first name, class, option)
@@ -134,7 +135,7 @@ def claims(arms: list[str], base: str) -> list[Claim]:
     ]
 
 
-def _columns(start: str, values: Values) -> dict[str, float]:
+def _columns(start: str, values: DoubleArray) -> dict[str, float]:
     ours = interval(values)
     first = "value" if not start else start.rstrip("_")
     return {first: ours.estimate, f"{start}ci_low": ours.low, f"{start}ci_high": ours.high}
@@ -148,7 +149,7 @@ def _family(arm: str, base: str) -> tuple[str, float | None]:
     return ("base", 0.0) if arm == base else ("reference", None)
 
 
-def _late(metrics: Any, arm: str, metric: str) -> Values:
+def _late(metrics: Any, arm: str, metric: str) -> DoubleArray:
     """Mean over the last rounds of the loop, (seeds,)."""
     return np.asarray(np.nanmean(series(metrics, arm, "loop", metric)[:, -LAST_ROUNDS:], axis=1))
 

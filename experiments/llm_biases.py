@@ -10,7 +10,6 @@ nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +29,7 @@ from simenv.conclusions.statistics import tost_p
 from simenv.datasets.base import Dataset, LongArray
 from simenv.datasets.splits import Split, leave_one_out
 from simenv.errors import ConfigError
+from simenv.files import read_sealed, write_sealed
 from simenv.metrics.comparisons import list_jaccard, prag, serp, snsr, snsv
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key
@@ -300,14 +300,14 @@ def play(settings: Settings, run: Run) -> None:
     rows: list[Row] = []
     for name, test in track(TESTS.items(), "tests", console=Console(stderr=True), disable=not run.progress):
         done = run.directory.checkpoint / f"{name}.json"
-        if not done.is_file():
+        kept = read_sealed(done)
+        if kept is None:
             examination = examination or Examination(settings, run)
-            partial = done.with_suffix(".partial")
-            partial.write_text(json.dumps({"rows": list(test(examination)), "llm": examination.ranker.accounting}))
-            partial.replace(done)
-        kept = json.loads(done.read_text())
+            kept = {"rows": list(test(examination)), "llm": examination.ranker.accounting}
+            write_sealed(done, kept)
         rows += kept["rows"]
-    total = kept["llm"]["total"]
+        asked = kept["llm"]
+    total = asked["total"]
     questions = max(1, total["pages"])
     rows += [
         _row("compliance", settings.arm, "usable answers", 1 - total["fallbacks"] / questions),
@@ -317,7 +317,7 @@ def play(settings: Settings, run: Run) -> None:
     ]
     run.table("llm_biases", rows)
     dataset, split = settings.data
-    run.card(dataset=dataset.name, arm=settings.arm, judged_users=len(split.users), recommender_llm=kept["llm"])
+    run.card(dataset=dataset.name, arm=settings.arm, judged_users=len(split.users), recommender_llm=asked)
 
 
 def score(settings: Settings, run: Run) -> None:

@@ -6,7 +6,6 @@ user never had, four (as Dai et al. 2023 do) and 99 (P5's direct task). There is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from recommenders.llm import LLMRanker
 from simenv.datasets.base import Dataset
 from simenv.datasets.splits import Split, leave_one_out
 from simenv.errors import ConfigError
+from simenv.files import read_sealed, write_sealed
 from simenv.randomness import Key
 from simenv.slates import SeesDataset, asks_model
 
@@ -117,13 +117,13 @@ def play(settings: Settings, run: Run) -> None:
     arms = [arm for arm, _ in settings.design.arms]
     for arm in track(arms, "recommenders", console=Console(stderr=True), disable=not run.progress):
         done = run.directory.checkpoint / f"{arm}.json"
-        if not done.is_file():
-            judged = _judge(settings, arm, run)
-            partial = done.with_suffix(".partial")
-            partial.write_text(json.dumps(judged))
-            partial.replace(done)
-        found, asked[arm] = json.loads(done.read_text())
-        rows += found
+        judged = read_sealed(done)
+        if judged is None:
+            found, accounting = _judge(settings, arm, run)
+            judged = {"rows": found, "llm": accounting}
+            write_sealed(done, judged)
+        asked[arm] = judged["llm"]
+        rows += judged["rows"]
     empty = {"ci_low": None, "ci_high": None, "n_users": None}
     run.table("llm_ranking", [{**row, "source": "measured"} for row in rows] + [{**empty, **row} for row in PUBLISHED])
     dataset, split = settings.data

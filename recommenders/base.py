@@ -11,7 +11,6 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv import checks
 from simenv.candidates import Candidates, insert, is_out
 from simenv.datasets.base import FloatArray, Interactions, LongArray
 from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
@@ -289,13 +289,11 @@ def check_options(
     Raises:
         ConfigError: if a value is no number or out of bounds.
     """
-    kind = Integral if whole else Real
     for option, value in options.items():
-        is_number = isinstance(value, kind) and not isinstance(value, bool)
-        if is_number and (low < value if open_low else low <= value) and value <= high:
-            continue
-        bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and at most {high:g}" if high < np.inf else "")
-        raise ConfigError(f"{name}: {option}={value}; expected a {'whole ' if whole else ''}number {bounds}")
+        if whole:
+            checks.whole(f"{name}: {option}", value, int(low), checks.LARGEST if high == np.inf else int(high))
+        else:
+            checks.number(f"{name}: {option}", value, low, high, open_low=open_low)
 
 
 def user_items(log: Interactions, *, binary: bool) -> Any:

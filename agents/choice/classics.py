@@ -17,11 +17,9 @@ from agents.choice.model import first_copies
 from agents.population.traits import Traits
 from simenv.candidates import Candidates, pack, unpack
 from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
-from simenv.numeric import sigmoid
+from simenv.numeric import DoubleArray, sigmoid
 from simenv.randomness import Key, Purpose, generator, uniforms
 from simenv.slates import Responses
-
-DoubleArray = NDArray[np.float64]
 
 
 class TableUsers(UserModel):

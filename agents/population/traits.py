@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray
 from simenv.metrics.reference import genre_counts, midrank_percentile
+from simenv.numeric import DoubleArray
 
 TierArray = NDArray[np.int8]
-DoubleArray = NDArray[np.float64]
 
 ACTIVITY_CUTS = (60.0, 90.0)
 CONFORMITY_CUTS = (25.0, 80.0)

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from simenv.datasets.base import Head, Interactions
 from simenv.datasets.splits import match_popularity, sample_unseen
-from simenv.numeric import mean_user_auc, sigmoid
-
-DoubleArray = NDArray[np.float64]
+from simenv.numeric import DoubleArray, logistic_regression, mean_user_auc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,23 +91,9 @@ class Logit:
         items = np.concatenate([probes.chosen[usable], probes.exposed[usable]])
         design = affinity.design(users, items)
         labels = np.repeat([1.0, 0.0], usable.sum())
-        prior = np.array([1.0, 0.0, 0.0, 0.0])
-
-        def loss(weights: DoubleArray) -> float:
-            z = design @ weights
-            return float(np.sum(np.logaddexp(0, z) - labels * z) + np.sum(np.square(weights - prior)) / 2)
-
-        weights = prior.copy()
-        for _ in range(50):
-            p = sigmoid(design @ weights)
-            gradient = design.T @ (labels - p) - (weights - prior)
-            hessian = (design * (p * (1 - p))[:, None]).T @ design + np.eye(4)
-            step = np.linalg.solve(hessian, gradient)
-            while loss(weights + step) > loss(weights) and np.abs(step).max() > 1e-9:
-                step /= 2
-            weights = weights + step
-            if np.abs(step).max() < 1e-6:
-                break
+        weights, _ = logistic_regression(
+            design, labels, prior=np.array([1.0, 0.0, 0.0, 0.0]), precision=np.ones(4), tolerance=1e-6
+        )
         return cls(weights)
 
     def slopes(self, affinity: Affinity) -> DoubleArray:

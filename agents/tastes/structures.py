@@ -22,12 +22,12 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.tastes.choice import Affinity, DoubleArray, Logit, Probes, choice_errors
+from agents.tastes.choice import Affinity, Logit, Probes, choice_errors
 from agents.tastes.ratings import fit_ratings
 from simenv.datasets.base import Catalog, Dataset, FloatArray, Head, Interactions, Tastes
 from simenv.datasets.splits import distinct, last_share, pair_keys
 from simenv.errors import ConfigError, DataError
-from simenv.numeric import sigmoid
+from simenv.numeric import DoubleArray, sigmoid
 from simenv.randomness import Key, Purpose, generator
 
 LEVEL_PAIRS = 1 << 17  # random (user, item) pairs over which the mean utility is set

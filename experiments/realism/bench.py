@@ -34,12 +34,13 @@ from experiments.realism.pages import (
     of_items,
     time_split,
 )
-from experiments.realism.tests import BEST, REAL, Matrix, Row, UserBootstrap
+from experiments.realism.tests import BEST, REAL, Row, UserBootstrap
 from experiments.running import course
 from experiments.running.course import Run
 from experiments.running.design import Design
 from simenv import checks
 from simenv.conclusions.judged import JudgedClaim, Test, verdict_of
+from simenv.numeric import DoubleArray
 from simenv.slates import asks_model
 
 HARD = f"{KINDS[0]} 1:1"  # the protocol the verdict goes by
@@ -195,7 +196,7 @@ class Bench:
         n = len(pages.users)
         return self._boots.setdefault(n, UserBootstrap(n, self.design.seed))
 
-    def _scores(self, pages: Pages) -> dict[str, Matrix]:
+    def _scores(self, pages: Pages) -> dict[str, DoubleArray]:
         """Everybody's scores of the pages, NaN at empty slots."""
         found = {self.own.name: self.own.interest(pages)}
         for name, rival in self.rivals.items():
@@ -284,7 +285,7 @@ class Bench:
         usual = self.item_mean(pages.users[:, None], np.maximum(pages.items, 0)).astype(np.float64)
         mean = np.full(pages.items.shape, np.nanmean(self.split.train.interactions.ratings))
         setting = "held-out choices"
-        rows = tests.rating_errors(pages, {name: expected, "item mean": usual, "global mean": mean}, setting, boot)
+        rows = tests.rating_rows(pages, {name: expected, "item mean": usual, "global mean": mean}, setting, boot)
         given = self.own.given_ratings(pages, self.settings.draws)
         scale = self.split.train.rating_scale
         rows += tests.rating_distribution(given, scale, name, setting, len(pages.users), boot)
@@ -301,7 +302,7 @@ class Bench:
             else tests.choice_traits(pages, chosen, train, self.traits, self._boot(pages))
         )
         pages = self.pages["uniform", 1]
-        scores: dict[str, Matrix | None] = {REAL: None, **self._scores(pages)}
+        scores: dict[str, DoubleArray | None] = {REAL: None, **self._scores(pages)}
         if not train.catalog.n_genres:
             return [_skipped("traits", name, "the data hold no genres")]
         return rows + tests.heterogeneity(pages, scores, train, self._boot(pages))
@@ -337,7 +338,7 @@ class Bench:
         correlation = tests.page_correlation(_logit(own), _logit(again))
         return [*rows, boot.row("test-retest", "tastes fitted anew", name, "correlation", tests.mean(correlation))]
 
-    def _asked_again(self, own: Asked, pages: Pages, first: Matrix, boot: UserBootstrap) -> list[Row]:
+    def _asked_again(self, own: Asked, pages: Pages, first: DoubleArray, boot: UserBootstrap) -> list[Row]:
         second = own.interest(pages, luck=1)
         correlation = tests.page_correlation(first, second)
         rows = [
@@ -359,7 +360,7 @@ class Bench:
         ]
 
 
-def _logit(p: Matrix) -> Matrix:
+def _logit(p: DoubleArray) -> DoubleArray:
     p = np.clip(p, 1e-9, 1 - 1e-9)
     return np.log(p / (1 - p))
 

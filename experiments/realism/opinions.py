@@ -21,9 +21,9 @@ from agents.mixed import MixedUsers
 from experiments.realism.pages import Pages
 from simenv.datasets.base import Dataset
 from simenv.errors import ConfigError
+from simenv.numeric import DoubleArray
 from simenv.randomness import Key, Purpose, uniforms
 
-Matrix = NDArray[np.float64]
 BATCH = 256  # users whose utilities of the whole catalogue are held at a time
 
 
@@ -43,8 +43,8 @@ class GivenRatings:
     """Ratings that simulated users gave to items the real ones had chosen and rated."""
 
     rows: NDArray[np.int64]  # (n,), of the pages
-    simulated: Matrix  # (n,)
-    real: Matrix  # (n,)
+    simulated: DoubleArray  # (n,)
+    real: DoubleArray  # (n,)
     items: NDArray[np.int64]  # (n,)
 
 
@@ -63,7 +63,7 @@ class Opinions(ABC):
         self.name, self.model = name, model
 
     @abstractmethod
-    def interest(self, pages: Pages, luck: int = 0) -> Matrix:
+    def interest(self, pages: Pages, luck: int = 0) -> DoubleArray:
         """How much each item appeals, (B, K), on any increasing scale; NaN where empty or unanswered.
 
         Args:
@@ -72,11 +72,11 @@ class Opinions(ABC):
         """
 
     @abstractmethod
-    def click_probability(self, pages: Pages) -> Matrix:
+    def click_probability(self, pages: Pages) -> DoubleArray:
         """P(click | examined), (B, K), NaN as in `interest`."""
 
     @abstractmethod
-    def expected_ratings(self, pages: Pages) -> Matrix:
+    def expected_ratings(self, pages: Pages) -> DoubleArray:
         """The rating each item would get, without luck, (B, K), on the data set's scale."""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Embedded(Opinions):
 
     sees_pages = False
 
-    def interest(self, pages: Pages, luck: int = 0) -> Matrix:
+    def interest(self, pages: Pages, luck: int = 0) -> DoubleArray:
         found = np.full(pages.items.shape, np.nan)
         for start in range(0, len(pages.users), BATCH):
             rows = slice(start, start + BATCH)
@@ -101,10 +101,10 @@ class Embedded(Opinions):
             found[rows] = np.take_along_axis(utility, np.maximum(pages.items[rows], 0), axis=1)
         return np.where(pages.filled, found, np.nan)
 
-    def click_probability(self, pages: Pages) -> Matrix:
+    def click_probability(self, pages: Pages) -> DoubleArray:
         return self.interest(pages)
 
-    def expected_ratings(self, pages: Pages) -> Matrix:
+    def expected_ratings(self, pages: Pages) -> DoubleArray:
         head, scale = self.model.population.tastes.rating, self.model.rating_scale
         users = np.broadcast_to(pages.users[:, None], pages.items.shape)
         return np.asarray(head.pairs(users, np.maximum(pages.items, 0)).clip(scale.low, scale.high), np.float64)
@@ -150,7 +150,7 @@ class Asked(Opinions):
         self._lines: tuple[tuple[float, float], ...] = ()
         self._all: Calibration | None = None
 
-    def interest(self, pages: Pages, luck: int = 0) -> Matrix:
+    def interest(self, pages: Pages, luck: int = 0) -> DoubleArray:
         return self._answers(pages, luck)[0]
 
     def calibrate(self, pages: Sequence[Pages]) -> None:
@@ -166,14 +166,14 @@ class Asked(Opinions):
             raise ConfigError(f"{self.name}: not calibrated yet")
         return self._all
 
-    def click_probability(self, pages: Pages) -> Matrix:
+    def click_probability(self, pages: Pages) -> DoubleArray:
         interest = self.interest(pages)
         found = np.full(interest.shape, np.nan)
         for rows, calibration in self._by_fold(pages):
             found[rows] = calibration.click_probability(np.nan_to_num(interest[rows]))
         return np.where(np.isnan(interest), np.nan, found)
 
-    def expected_ratings(self, pages: Pages) -> Matrix:
+    def expected_ratings(self, pages: Pages) -> DoubleArray:
         """What the model says on the scale of real ratings: the least-squares line, fitted on the other fold.
 
         Ratings as given (`given_ratings`) are spread like the user's own; an expectation is not.
@@ -197,7 +197,7 @@ class Asked(Opinions):
     def wanted(self, pages: Pages, luck: int) -> NDArray[np.bool_]:
         return _drawn(self.click_probability(pages), pages, self.model.seed, luck)
 
-    def slots(self, pages: Pages, luck: int) -> Matrix:
+    def slots(self, pages: Pages, luck: int) -> DoubleArray:
         """Where in the prompt each item stood, (B, K), 0 = first to 1 = last; the order `PageScorer.score` draws."""
         key = Key(self.model.seed, luck)
         order = np.where(
@@ -207,7 +207,7 @@ class Asked(Opinions):
         np.put_along_axis(places, order, np.arange(order.shape[1])[None, :] * np.ones((len(order), 1)), axis=1)
         return places / np.maximum(pages.filled.sum(axis=1, keepdims=True) - 1, 1)
 
-    def _answers(self, pages: Pages, luck: int) -> tuple[Matrix, Matrix]:
+    def _answers(self, pages: Pages, luck: int) -> tuple[DoubleArray, DoubleArray]:
         """Interest (0-100) and rating (1-5), (B, K) each, asked once and then read from the run's folder."""
         name = f"{self.name}.{self.dataset.name}.{pages.setting}.{luck}".replace(":", "-").replace(" ", "-")
         path = self.folder / f"{name}.npz"
@@ -222,7 +222,7 @@ class Asked(Opinions):
             return stored["interest"].astype(np.float64), stored["rating"].astype(np.float64)
 
     def _fitted(
-        self, pages: Sequence[Pages], answers: Sequence[tuple[Matrix, Matrix]], parity: int | None
+        self, pages: Sequence[Pages], answers: Sequence[tuple[DoubleArray, DoubleArray]], parity: int | None
     ) -> Calibration:
         chosen, interest, ratings = [], [], []
         for each, (said, stars) in zip(pages, answers, strict=True):
@@ -243,7 +243,7 @@ class Asked(Opinions):
             raise ConfigError(f"{self.name}: not calibrated yet")
         return [(pages.users % 2 == parity, self._folds[parity]) for parity in (0, 1)]
 
-    def _own(self, pages: Pages, u: Matrix, v: Matrix) -> Matrix:
+    def _own(self, pages: Pages, u: DoubleArray, v: DoubleArray) -> DoubleArray:
         """The model's ratings on each user's own scale; NaN where unanswered."""
         said = self._answers(pages, 0)[1]
         found = np.full(said.shape, np.nan)
@@ -254,7 +254,9 @@ class Asked(Opinions):
         return np.where(np.isnan(said), np.nan, found)
 
 
-def _line(pages: Sequence[Pages], answers: Sequence[tuple[Matrix, Matrix]], parity: int) -> tuple[float, float]:
+def _line(
+    pages: Sequence[Pages], answers: Sequence[tuple[DoubleArray, DoubleArray]], parity: int
+) -> tuple[float, float]:
     """Slope and level of real ratings over those the model says, among users of this parity."""
     said, given = [], []
     for each, (_, stars) in zip(pages, answers, strict=True):
@@ -278,13 +280,13 @@ def opinions(name: str, model: UserModel, dataset: Dataset, *, base_rate: float,
     return Embedded(name, model)
 
 
-def base_rate_weights(chosen: NDArray[np.bool_], base_rate: float) -> Matrix:
+def base_rate_weights(chosen: NDArray[np.bool_], base_rate: float) -> DoubleArray:
     """Weights, mean 1, under which the share chosen is `base_rate`: pages hold more choices than life does."""
     share = chosen.mean()
     return np.where(chosen, base_rate / share, (1 - base_rate) / (1 - share))
 
 
-def _drawn(probability: Matrix, pages: Pages, seed: int, luck: int) -> NDArray[np.bool_]:
+def _drawn(probability: DoubleArray, pages: Pages, seed: int, luck: int) -> NDArray[np.bool_]:
     draws = uniforms(Key(seed, luck), Purpose.CLICK, pages.users[:, None], pages.items)
     return draws < np.nan_to_num(probability, nan=0.0)
 

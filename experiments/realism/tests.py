@@ -19,9 +19,9 @@ from experiments.realism.pages import Pages
 from simenv.conclusions.statistics import tost_p
 from simenv.datasets.base import Dataset, RatingScale
 from simenv.metrics.reference import genre_weights, midrank_percentile
+from simenv.numeric import DoubleArray, group_auc
 
-Matrix = NDArray[np.float64]
-Statistic = Callable[[Matrix], Matrix]  # weights of users, (R, B), to values, (R,)
+Statistic = Callable[[DoubleArray], DoubleArray]  # weights of users, (R, B), to values, (R,)
 SLOT_MARGIN = 5.0  # points of interest (of 100) between first and last slot that count as no difference
 REAL = "real"
 BEST = "auc - auc of the best baseline"
@@ -69,33 +69,32 @@ class UserBootstrap:
         )
 
 
-def mean(values: Matrix) -> Statistic:
+def mean(values: DoubleArray) -> Statistic:
     """Mean over users; users with NaN are left out."""
     known = ~np.isnan(values)
     return ratio(np.where(known, values, 0.0), known.astype(np.float64))
 
 
-def ratio(numerator: Matrix, denominator: Matrix) -> Statistic:
+def ratio(numerator: DoubleArray, denominator: DoubleArray) -> Statistic:
     """Sum over sum, from each user's (B,) share of both."""
     return lambda weights: _divided(weights @ numerator, weights @ denominator)
 
 
-def _divided(a: Matrix, b: Matrix) -> Matrix:
+def _divided(a: DoubleArray, b: DoubleArray) -> DoubleArray:
     return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b != 0)
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def page_auc(pages: Pages, scores: Matrix) -> Matrix:
+def page_auc(pages: Pages, scores: DoubleArray) -> DoubleArray:
     """AUC of each page's real choices against the other items, (B,); ties count one half, NaN where unscored."""
-    pairs = pages.chosen[:, :, None] & (pages.filled & ~pages.chosen)[:, None, :]
-    above = (scores[:, :, None] > scores[:, None, :]) + 0.5 * (scores[:, :, None] == scores[:, None, :])
-    auc = (above * pairs).sum(axis=(1, 2)) / pairs.sum(axis=(1, 2))
+    rows, _ = np.nonzero(pages.filled)
+    auc = group_auc(rows, scores[pages.filled], pages.chosen[pages.filled], len(scores))
     return np.where((np.isnan(scores) & pages.filled).any(axis=1), np.nan, auc)
 
 
-def choices(pages: Pages, scores: Matrix) -> NDArray[np.bool_]:
+def choices(pages: Pages, scores: DoubleArray) -> NDArray[np.bool_]:
     """As many items of each page as the user really chose, those of highest score, (B, K).
 
     Ties go by the place on the page, which is random.
@@ -108,7 +107,7 @@ def choices(pages: Pages, scores: Matrix) -> NDArray[np.bool_]:
 
 
 def discrimination(
-    pages: Pages, scores: Mapping[str, Matrix], boot: UserBootstrap, *, setting: str | None = None
+    pages: Pages, scores: Mapping[str, DoubleArray], boot: UserBootstrap, *, setting: str | None = None
 ) -> list[Row]:
     """AUC, F1 and accuracy of every model's choices, and of saying yes to everything."""
     test, setting = "discrimination", setting or pages.setting
@@ -128,7 +127,7 @@ def discrimination(
 
 
 def differences(
-    pages: Pages, scores: Mapping[str, Matrix], name: str, others: Sequence[str], boot: UserBootstrap
+    pages: Pages, scores: Mapping[str, DoubleArray], name: str, others: Sequence[str], boot: UserBootstrap
 ) -> list[Row]:
     """AUC of one model minus that of others, and minus that of whichever is the best, on the same pages.
 
@@ -146,7 +145,9 @@ def differences(
     ]
 
 
-def click_calibration(pages: Pages, probability: Matrix, base_rate: float, name: str, boot: UserBootstrap) -> list[Row]:
+def click_calibration(
+    pages: Pages, probability: DoubleArray, base_rate: float, name: str, boot: UserBootstrap
+) -> list[Row]:
     """Do items that would be clicked with probability p get chosen with frequency p, at this base rate.
 
     The expected calibration error is the mean distance over ten bins of equal mass.
@@ -163,7 +164,7 @@ def click_calibration(pages: Pages, probability: Matrix, base_rate: float, name:
     for part, values in zip(table, (weights, weights * p, weights * y), strict=True):
         np.add.at(part, (bins, users), values)
 
-    def error(w: Matrix) -> Matrix:
+    def error(w: DoubleArray) -> DoubleArray:
         mass, said, was = (w @ part.T for part in table)
         return _divided(np.abs(said - was).sum(axis=1), mass.sum(axis=1))
 
@@ -178,7 +179,7 @@ def click_calibration(pages: Pages, probability: Matrix, base_rate: float, name:
 # -- rating -----------------------------------------------------------------------------------------------------------
 
 
-def rating_errors(pages: Pages, ratings: Mapping[str, Matrix], setting: str, boot: UserBootstrap) -> list[Row]:
+def rating_rows(pages: Pages, ratings: Mapping[str, DoubleArray], setting: str, boot: UserBootstrap) -> list[Row]:
     """RMSE and MAE of every model's expected ratings of what users really chose and rated."""
     rows = []
     for name, expected in ratings.items():
@@ -191,7 +192,7 @@ def rating_errors(pages: Pages, ratings: Mapping[str, Matrix], setting: str, boo
     return rows
 
 
-def rating_gain(pages: Pages, ours: Matrix, other: Matrix, name: str, boot: UserBootstrap) -> Row:
+def rating_gain(pages: Pages, ours: DoubleArray, other: DoubleArray, name: str, boot: UserBootstrap) -> Row:
     """RMSE of the other minus ours, on the same ratings."""
     rated = pages.chosen & ~np.isnan(pages.ratings) & ~np.isnan(ours) & ~np.isnan(other)
     n = rated.sum(axis=1).astype(np.float64)
@@ -210,17 +211,17 @@ def rating_distribution(
     """Shares of each rating, simulated and real; their Jensen-Shannon divergence (bits) and total variation."""
     simulated, real = (_histograms(given.rows, values, scale, n_rows) for values in (given.simulated, given.real))
 
-    def shares(weights: Matrix) -> tuple[Matrix, Matrix]:
+    def shares(weights: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
         p, q = weights @ simulated, weights @ real
         return _divided(p, p.sum(axis=1, keepdims=True) * np.ones_like(p)), _divided(
             q, q.sum(axis=1, keepdims=True) * np.ones_like(q)
         )
 
-    def jsd(weights: Matrix) -> Matrix:
+    def jsd(weights: DoubleArray) -> DoubleArray:
         p, q = shares(weights)
         return _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
 
-    def variation(weights: Matrix) -> Matrix:
+    def variation(weights: DoubleArray) -> DoubleArray:
         p, q = shares(weights)
         return np.abs(p - q).sum(axis=1) / 2
 
@@ -235,14 +236,14 @@ def rating_distribution(
     return rows
 
 
-def _histograms(rows: NDArray[np.int64], values: Matrix, scale: RatingScale, n_rows: int) -> Matrix:
+def _histograms(rows: NDArray[np.int64], values: DoubleArray, scale: RatingScale, n_rows: int) -> DoubleArray:
     places = np.clip(np.rint((values - scale.low) / scale.step), 0, len(scale.values) - 1).astype(np.int64)
     found = np.zeros((n_rows, len(scale.values)))
     np.add.at(found, (rows, places), 1.0)
     return found
 
 
-def _entropy(shares: Matrix) -> Matrix:
+def _entropy(shares: DoubleArray) -> DoubleArray:
     return -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1)
 
 
@@ -262,8 +263,11 @@ def choice_traits(
         boot: over the pages' users.
     """
     popular = midrank_percentile(dataset.interactions.item_counts())[np.maximum(pages.items, 0)]
-    outcomes: dict[str, dict[str, Matrix]] = {"popularity: percentile of choices": {}, "diversity: genre entropy": {}}
-    favourites: dict[str, Matrix] = {}
+    outcomes: dict[str, dict[str, DoubleArray]] = {
+        "popularity: percentile of choices": {},
+        "diversity: genre entropy": {},
+    }
+    favourites: dict[str, DoubleArray] = {}
     for who, picked in chosen.items():
         n = picked.sum(axis=1)
         outcomes["popularity: percentile of choices"][who] = (popular * picked).sum(axis=1) / n
@@ -293,11 +297,11 @@ def rating_traits(
     return rows + _effects(setting, apart, traits.conformity_pct[pages.users], boot)
 
 
-def _effects(setting: str, by_who: Mapping[str, Matrix], level: NDArray[Any], boot: UserBootstrap) -> list[Row]:
+def _effects(setting: str, by_who: Mapping[str, DoubleArray], level: NDArray[Any], boot: UserBootstrap) -> list[Row]:
     """High third minus low third for everyone, and the size of the models' effects relative to the real one."""
     groups = (level > 2 / 3, level < 1 / 3)
 
-    def effect(values: Matrix) -> Statistic:
+    def effect(values: DoubleArray) -> Statistic:
         high, low = (mean(np.where(group, values, np.nan)) for group in groups)
         return lambda weights: high(weights) - low(weights)
 
@@ -311,19 +315,19 @@ def _effects(setting: str, by_who: Mapping[str, Matrix], level: NDArray[Any], bo
     return rows
 
 
-def _by_row(rows: NDArray[np.int64], values: Matrix, n: int) -> Matrix:
+def _by_row(rows: NDArray[np.int64], values: DoubleArray, n: int) -> DoubleArray:
     counts = np.bincount(rows, minlength=n)
     sums = np.bincount(rows, weights=values, minlength=n).astype(np.float64)
     return _divided(sums, counts.astype(np.float64))
 
 
-def _profiles(pages: Pages, picked: NDArray[np.bool_], dataset: Dataset) -> Matrix:
+def _profiles(pages: Pages, picked: NDArray[np.bool_], dataset: Dataset) -> DoubleArray:
     """Genres of what was picked, (B, n_genres); an item of m genres counts 1/m in each."""
     genres = genre_weights(dataset.catalog.genres)
     return np.einsum("bk,bkg->bg", picked.astype(np.float64), genres[np.maximum(pages.items, 0)])
 
 
-def _favourites(pages: Pages, picked: NDArray[np.bool_], dataset: Dataset, traits: Traits) -> Matrix:
+def _favourites(pages: Pages, picked: NDArray[np.bool_], dataset: Dataset, traits: Traits) -> DoubleArray:
     """Share of what was picked that has a genre the user likes most, minus least, (B,)."""
     genres = dataset.catalog.genres[np.maximum(pages.items, 0)]  # (B, K, n_genres)
     found = []
@@ -337,7 +341,7 @@ def _favourites(pages: Pages, picked: NDArray[np.bool_], dataset: Dataset, trait
 
 
 def heterogeneity(
-    pages: Pages, scores: Mapping[str, Matrix | None], dataset: Dataset, boot: UserBootstrap
+    pages: Pages, scores: Mapping[str, DoubleArray | None], dataset: Dataset, boot: UserBootstrap
 ) -> list[Row]:
     """How much further apart two users' choices are than two halves of one user's, in genres (total variation).
 
@@ -383,7 +387,7 @@ def _only(pages: Pages, side: NDArray[np.bool_]) -> Pages:
     )
 
 
-def page_correlation(first: Matrix, second: Matrix) -> Matrix:
+def page_correlation(first: DoubleArray, second: DoubleArray) -> DoubleArray:
     """Pearson correlation of two sets of scores within each page, (B,); NaN where one does not vary."""
     known = ~np.isnan(first) & ~np.isnan(second)
     n = np.maximum(known.sum(axis=1), 1)
@@ -398,7 +402,7 @@ def kappa(pages: Pages, first: NDArray[np.bool_], second: NDArray[np.bool_]) -> 
     same = ((first == second) & filled).sum(axis=1).astype(np.float64)
     yes = [(said & filled).sum(axis=1).astype(np.float64) for said in (first, second)]
 
-    def statistic(weights: Matrix) -> Matrix:
+    def statistic(weights: DoubleArray) -> DoubleArray:
         total = weights @ n
         agreed, a, b = weights @ same / total, weights @ yes[0] / total, weights @ yes[1] / total
         chance = a * b + (1 - a) * (1 - b)
@@ -407,7 +411,7 @@ def kappa(pages: Pages, first: NDArray[np.bool_], second: NDArray[np.bool_]) -> 
     return statistic
 
 
-def slot_effect(first: Matrix, second: Matrix, slots: tuple[Matrix, Matrix]) -> Matrix:
+def slot_effect(first: DoubleArray, second: DoubleArray, slots: tuple[DoubleArray, DoubleArray]) -> DoubleArray:
     """What moving from the first to the last slot does to an item's interest, per page (B,), in points.
 
     The slope, within a page, of the change of interest between two orders on the change of place.
@@ -420,7 +424,7 @@ def slot_effect(first: Matrix, second: Matrix, slots: tuple[Matrix, Matrix]) -> 
     return _divided((moved * change).sum(axis=1), spread)
 
 
-def slot_rows(effect: Matrix, setting: str, name: str, boot: UserBootstrap) -> list[Row]:
+def slot_rows(effect: DoubleArray, setting: str, name: str, boot: UserBootstrap) -> list[Row]:
     """Slot-shuffle invariance: the effect of the slot, and the P of two one-sided tests within the margin."""
     known = effect[~np.isnan(effect)]
     p = tost_p(known, SLOT_MARGIN) if len(known) > 1 else float("nan")

@@ -17,21 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.choice.classics import RankDiscountedChoice
-from experiments.replications.targets import (
-    Target,
-    Values,
-    above,
-    below,
-    interval,
-    reported,
-    within,
-    write_targets,
-)
+from experiments.replications.targets import Target, above, below, interval, reported, within, write_targets
 from experiments.running import course
 from experiments.running.course import Run
 from experiments.running.design import Design, Spec
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, Tastes
 from simenv.errors import ConfigError
+from simenv.numeric import DoubleArray
 from simenv.randomness import Key
 
 PUBLISHED = {  # T-RECS figures at t = 99, +-.01
@@ -188,8 +180,8 @@ def _startup(
 
 def score(settings: Settings, run: Run) -> None:
     """The paper's findings against ours; also writes `tables/homogeneity.csv`, the curves of the figure."""
-    found: dict[str, dict[str, Values]] = {}
-    worth: dict[str, dict[str, Values]] = {}
+    found: dict[str, dict[str, DoubleArray]] = {}
+    worth: dict[str, dict[str, DoubleArray]] = {}
     rows: list[dict[str, Any]] = []
     for mode, design in zip(("loop", "frozen"), settings.designs().values()):
         curves, worth[mode] = _curves(run.path / PARTS[mode], design, mode)
@@ -204,7 +196,9 @@ def score(settings: Settings, run: Run) -> None:
     write_targets(run, _targets(found, worth))
 
 
-def _targets(found: Mapping[str, Mapping[str, Values]], worth: Mapping[str, Mapping[str, Values]]) -> list[Target]:
+def _targets(
+    found: Mapping[str, Mapping[str, DoubleArray]], worth: Mapping[str, Mapping[str, DoubleArray]]
+) -> list[Target]:
     targets = []
     repeated = found["loop"]
     trained = [arm for arm in TRAINED if arm in repeated]
@@ -252,7 +246,7 @@ def _evaluated(design: Design) -> list[int]:
     return sorted({*range(CURVE_EVERY - 1, design.rounds, CURVE_EVERY), design.rounds - 1})
 
 
-def _curves(folder: Path, design: Design, mode: str) -> tuple[dict[str, Values], dict[str, Values]]:
+def _curves(folder: Path, design: Design, mode: str) -> tuple[dict[str, DoubleArray], dict[str, DoubleArray]]:
     """By arm, minus the ideal's: mean Jaccard of nearest pairs (seeds, evaluated rounds), and utility (seeds,)."""
     arms = [arm for arm, _ in design.arms if arm != IDEAL]
     at = _evaluated(design)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.replications.targets import Values, above, below, consumed, interval, write_targets
+from experiments.replications.targets import above, below, consumed, interval, write_targets
 from experiments.running import course
 from experiments.running.course import Run
 from experiments.running.design import Design
@@ -21,6 +21,7 @@ from simenv.errors import ConfigError
 from simenv.metrics.formulas import ild
 from simenv.metrics.frame import read_metrics, series
 from simenv.metrics.reference import pack_genres
+from simenv.numeric import DoubleArray
 
 WINDOW = 5
 
@@ -70,7 +71,7 @@ def score(settings: Settings, run: Run) -> None:
     write_targets(run, targets)
 
 
-def _breadth(folder: Path, design: Design, arm: str) -> Values:
+def _breadth(folder: Path, design: Design, arm: str) -> DoubleArray:
     """Mean pairwise genre distance of what a user clicked in a window of rounds, (seeds, windows)."""
     import polars as pl
 

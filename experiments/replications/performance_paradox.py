@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.replications.targets import Values, above, consumed, interval, write_targets
+from experiments.replications.targets import above, consumed, interval, write_targets
 from experiments.running import course
 from experiments.running.course import Run
 from experiments.running.design import Design
 from simenv.errors import ConfigError
 from simenv.metrics.formulas import gini
 from simenv.metrics.frame import read_metrics, series
+from simenv.numeric import DoubleArray
 from simenv.platform import Mode, Platform
 from simenv.slates import Scores
 
@@ -71,8 +72,8 @@ def score(settings: Settings, run: Run) -> None:
     design = settings.design
     arm, levels = design.arms[0][0], adoptions(design)
     metrics = read_metrics(run.path)
-    gain: dict[float, Values] = {}
-    equal: dict[float, Values] = {}
+    gain: dict[float, DoubleArray] = {}
+    equal: dict[float, DoubleArray] = {}
     rows = []
     for level, mode in levels:
         rmse = series(metrics, arm, mode, "rmse")

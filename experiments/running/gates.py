@@ -17,8 +17,8 @@ from scipy import stats
 
 from simenv.errors import GateError
 from simenv.events import Events
+from simenv.numeric import DoubleArray
 
-Floats = NDArray[np.float64]
 _FLOAT32 = 1e-6  # what a column stored as float32 may differ by
 
 
@@ -78,10 +78,10 @@ def check_seed(
 class LogGrowth:
     """A training log at the start of rounds 0 to T, and what each of the T rounds added; popularity frozen."""
 
-    size: Floats  # (T + 1,), interactions in the log
-    popularity: Floats  # (T + 1,), mean popularity of the interactions in the log
-    added: Floats  # (T,), interactions accepted in the round
-    added_popularity: Floats  # (T,), their mean popularity; anything where none was accepted
+    size: DoubleArray  # (T + 1,), interactions in the log
+    popularity: DoubleArray  # (T + 1,), mean popularity of the interactions in the log
+    added: DoubleArray  # (T,), interactions accepted in the round
+    added_popularity: DoubleArray  # (T,), their mean popularity; anything where none was accepted
 
 
 def log_growth(popularity: ArrayLike, log_items: NDArray[Any], n_warm: int, events: Events) -> LogGrowth:
@@ -264,7 +264,7 @@ def constant_lists(events: Events) -> None:
         )
 
 
-def gini_endpoints(gini: Callable[[Floats], float], *, n_items: int = 1000, tolerance: float = 1e-9) -> None:
+def gini_endpoints(gini: Callable[[DoubleArray], float], *, n_items: int = 1000, tolerance: float = 1e-9) -> None:
     """The run's own Gini is 0 for equal exposure and (n - 1) / n for one item that gets everything."""
     one = np.zeros(n_items)
     one[n_items // 2] = 10.0
@@ -361,7 +361,7 @@ def _later_copy(events: Events) -> NDArray[np.bool_]:
     return copies
 
 
-def _missing_chance(shown_share: Floats, eligible: NDArray[np.bool_]) -> Floats:
+def _missing_chance(shown_share: DoubleArray, eligible: NDArray[np.bool_]) -> DoubleArray:
     """Chance that nobody is shown an item, (n_items,), when user u is shown each eligible one with `shown_share[u]`."""
     chance = np.ones(eligible.shape[1])
     for share, can in zip(shown_share, eligible, strict=True):

@@ -26,7 +26,8 @@ from typing import Any
 from experiments.running.design import Design, Job, World
 from experiments.running.directory import RunDirectory
 from experiments.running.jobs import JobRun, check_gates
-from simenv.errors import ConfigError, WorkerError
+from simenv.checks import whole
+from simenv.errors import WorkerError
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -79,10 +80,8 @@ def run_jobs(
     """
     if workers is None:
         workers = os.cpu_count() or 1
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-        raise ConfigError(f"workers={workers}: expected null (one per core) or a whole number, at least 0")
-    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
-        raise ConfigError(f"checkpoint_every={checkpoint_every}: expected a whole number, at least 1")
+    whole("workers", workers)
+    whole("checkpoint_every", checkpoint_every, 1)
     found = []
     for design, run in parts:
         digest = design.digest()

@@ -17,16 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.choice.model import ChoiceModel
-from experiments.realism.tests import Matrix, Row, UserBootstrap, mean, ratio
+from experiments.realism.tests import Row, UserBootstrap, mean, ratio
 from experiments.running import course
 from experiments.running.course import Run
 from experiments.running.design import Design, Job
 from experiments.running.directory import design_of
 from experiments.users.fitting import Fit, Log, click_logits, fit_all, go_through, plain_spec
+from simenv.checks import share
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import read_events
 from simenv.metrics.frame import read_metrics
-from simenv.numeric import sigmoid
+from simenv.numeric import DoubleArray, group_auc, sigmoid
 
 BINS = 10
 
@@ -130,13 +131,13 @@ def fidelity(
     bins: list[dict[str, Any]] = []
     count = _sums(who, np.ones(len(y)))
     clicks = _sums(who, y)
-    likelihoods: dict[str, Matrix] = {}
+    likelihoods: dict[str, DoubleArray] = {}
     models = {"one rate": constant, "start": click_logits(judged, start), "distilled": click_logits(judged, fitted)}
     for name, logits in models.items():
         p = sigmoid(logits)
         likelihoods[name] = _sums(who, y * logits - np.logaddexp(0, logits))
         rows.append(boot.row("clicks", "later rounds", name, "log-likelihood", ratio(likelihoods[name], count)))
-        rows.append(boot.row("clicks", "later rounds", name, "auc", mean(_auc_by_user(who, p, judged.clicked))))
+        rows.append(boot.row("clicks", "later rounds", name, "auc", mean(group_auc(who, p, judged.clicked))))
         foretold = _sums(who, p)
         rows.append(boot.row("clicks", "later rounds", name, "click rate foretold / observed", ratio(foretold, clicks)))
         own, error = _tenths(p, judged.clicked)
@@ -233,9 +234,7 @@ def _source(settings: Settings) -> Source:
     """Check the options and find the job."""
     if not settings.source:
         raise ConfigError("source=null: expected the run directory whose users are to be distilled")
-    heldout = settings.heldout
-    if isinstance(heldout, bool) or not isinstance(heldout, (int, float)) or not 0 < heldout < 1:
-        raise ConfigError(f"heldout={heldout}: expected a share of the rounds in (0, 1)")
+    share("heldout", settings.heldout, open_low=True, open_high=True)
     folder = Path(settings.source)
     if not (folder / "config.yaml").is_file():
         raise RunDirectoryError(f"source={folder}: has no config.yaml; expected a run directory")
@@ -284,27 +283,11 @@ def _parameters(fit: Fit, start: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _sums(who: NDArray[np.int64], values: Matrix) -> Matrix:
+def _sums(who: NDArray[np.int64], values: DoubleArray) -> DoubleArray:
     return np.bincount(who, weights=values).astype(np.float64)
 
 
-def _auc_by_user(who: NDArray[np.int64], p: Matrix, clicked: NDArray[np.bool_]) -> Matrix:
-    """AUC of clicked against passed-over items of each user, NaN where there are none of one kind."""
-    from scipy.stats import rankdata
-
-    found = np.full(int(who.max()) + 1, np.nan)
-    order = np.argsort(who, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(who))])
-    for user in range(len(found)):
-        rows = order[starts[user] : starts[user + 1]]
-        n = int(clicked[rows].sum())
-        if 0 < n < len(rows):
-            above = rankdata(p[rows])[clicked[rows]].sum() - n * (n + 1) / 2
-            found[user] = above / (n * (len(rows) - n))
-    return found
-
-
-def _tenths(p: Matrix, clicked: NDArray[np.bool_]) -> tuple[list[dict[str, Any]], float]:
+def _tenths(p: DoubleArray, clicked: NDArray[np.bool_]) -> tuple[list[dict[str, Any]], float]:
     """Foretold and observed click rate by tenth of the prediction, and their mean distance."""
     parts: Sequence[NDArray[np.int64]] = np.array_split(np.argsort(p, kind="stable"), BINS)
     rows = [

@@ -21,11 +21,10 @@ from experiments.running.design import World
 from simenv.errors import ConfigError
 from simenv.events import Events
 from simenv.metrics.reference import genre_weights, midrank_percentile
-from simenv.numeric import sigmoid
+from simenv.numeric import DoubleArray, logistic_regression
 from simenv.randomness import Key
 from simenv.slates import Responses
 
-Matrix = NDArray[np.float64]
 WEIGHTS = ("base", "taste", "conformity", "novelty", "satiation", "fatigue")  # in the order of `Log.circumstances`
 EXIT = ("exit_base", "exit_page", "exit_activity", "exit_satisfaction")  # in the order of `Log.leaving`
 PRIOR = 1e-3  # precision of a normal prior at the start values; decides only what the log says nothing about
@@ -39,10 +38,10 @@ class Log:
     users: NDArray[np.int64]  # (n,)
     clicked: NDArray[np.bool_]  # (n,)
     rated: NDArray[np.bool_]  # (n,)
-    circumstances: Matrix  # (n, 6), what each of `WEIGHTS` multiplies
-    bias: Matrix  # (n,), the part of the logit that no weight multiplies
+    circumstances: DoubleArray  # (n, 6), what each of `WEIGHTS` multiplies
+    bias: DoubleArray  # (n,), the part of the logit that no weight multiplies
     pages: NDArray[np.int64]  # (m, 2), round and page number
-    leaving: Matrix  # (m, 4), what each of `EXIT` multiplies in the logit of leaving
+    leaving: DoubleArray  # (m, 4), what each of `EXIT` multiplies in the logit of leaving
     looked: NDArray[np.bool_]  # (m, K), which slots were examined
     could: NDArray[np.bool_]  # (m, K), which hold the first copy of an item
     picked: NDArray[np.bool_]  # (m, K), which were clicked
@@ -167,7 +166,7 @@ class _Circumstances:
 # -- fitting ----------------------------------------------------------------------------------------------------------
 
 
-def click_logits(log: Log, spec: Mapping[str, Any]) -> Matrix:
+def click_logits(log: Log, spec: Mapping[str, Any]) -> DoubleArray:
     """Logits of clicking each examined item under a ChoiceModel of these options, (n,)."""
     return np.asarray(log.circumstances @ np.array([float(spec[name]) for name in WEIGHTS]) + log.bias)
 
@@ -202,7 +201,9 @@ def fit_all(log: Log, start: Mapping[str, Any], *, more_pages: int) -> Fit:
     return Fit(spec=spec, errors=found)
 
 
-def logistic(design: Matrix, outcome: NDArray[np.bool_], offset: Matrix, start: Matrix) -> tuple[Matrix, Matrix]:
+def logistic(
+    design: DoubleArray, outcome: NDArray[np.bool_], offset: DoubleArray, start: DoubleArray
+) -> tuple[DoubleArray, DoubleArray]:
     """Logistic regression by Newton steps, with a weak normal prior at `start`.
 
     Args:
@@ -219,23 +220,9 @@ def logistic(design: Matrix, outcome: NDArray[np.bool_], offset: Matrix, start: 
     varies[constant[:1]] = True  # one intercept
     x, y = design[:, varies], outcome.astype(np.float64)
     offset = offset + design[:, ~varies] @ start[~varies]
-    prior = start[varies]
-    weights = prior.copy()
-
-    def loss(w: Matrix) -> float:
-        z = x @ w + offset
-        return float((np.logaddexp(0, z) - y * z).sum() + PRIOR / 2 * np.square(w - prior).sum())
-
-    for _ in range(100):
-        p = sigmoid(x @ weights + offset)
-        gradient = x.T @ (y - p) - PRIOR * (weights - prior)
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + PRIOR * np.eye(x.shape[1])
-        step = np.linalg.solve(hessian, gradient)
-        while loss(weights + step) > loss(weights) and np.abs(step).max() > 1e-10:
-            step /= 2
-        weights = weights + step
-        if np.abs(step).max() < 1e-8:
-            break
+    weights, hessian = logistic_regression(
+        x, y, prior=start[varies], precision=np.full(x.shape[1], PRIOR), offset=offset
+    )
     found, errors = start.astype(np.float64).copy(), np.full(len(start), np.nan)
     found[varies] = weights
     errors[varies] = np.sqrt(np.diag(np.linalg.inv(hessian)))

@@ -23,6 +23,7 @@ from simenv.datasets.base import Dataset, LongArray
 from simenv.datasets.splits import hold_out
 from simenv.errors import ConfigError
 from simenv.events import Events, read_events, scan_events
+from simenv.numeric import group_auc
 
 if TYPE_CHECKING:
     import polars as pl
@@ -205,8 +206,8 @@ def _judged(
 
 def page_auc(example: Example, scores: NDArray[Any]) -> float:
     """How often a picked item has a higher score than an examined one that was not; ties count one half."""
-    yes, no = scores[example.picked], scores[example.examined & ~example.picked]
-    return float(((yes[:, None] > no) + 0.5 * (yes[:, None] == no)).mean())
+    rows = example.examined | example.picked
+    return float(group_auc(np.zeros(rows.sum(), np.int64), scores[rows], example.picked[rows])[0])
 
 
 def _rows(setting: str, judged: _Judged) -> list[dict[str, Any]]:

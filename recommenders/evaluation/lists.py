@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from simenv.datasets.base import FloatArray, IntArray, LongArray
 from simenv.errors import DataError
-from simenv.numeric import sigmoid
+from simenv.numeric import group_auc, logistic_regression
 
 if TYPE_CHECKING:
     import polars as pl
@@ -127,32 +127,11 @@ def _held_out_auc(x: NDArray[np.float64], truth: NDArray[np.bool_], parts: list[
     aucs = []
     for held in parts:
         kept = np.setdiff1d(np.arange(len(x)), held)
-        weights = _logistic(x[kept], truth[kept], reg)
-        aucs.append(_auc(x[held] @ weights[1:] + weights[0], truth[held]))
-    return float(np.mean(aucs))
-
-
-def _logistic(x: NDArray[np.float64], y: NDArray[np.bool_], reg: float, steps: int = 30) -> NDArray[np.float64]:
-    """Penalised logistic regression by Newton's method; the first weight is the intercept, unpenalised."""
-    x = np.column_stack([np.ones(len(x)), x])
-    penalty = np.full(x.shape[1], reg)
-    penalty[0] = 1e-6
-    weights = np.zeros(x.shape[1])
-    for _ in range(steps):
-        p = sigmoid(x @ weights)
-        gradient = x.T @ (p - y) + penalty * weights
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty), gradient)
-        weights -= step
-        if np.abs(step).max() < 1e-8:
-            break
-    return weights
-
-
-def _auc(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve, ties counted half (Mann and Whitney)."""
-    n_true, n_false = int(truth.sum()), int((~truth).sum())
-    if not n_true or not n_false:
+        design = np.column_stack([np.ones(len(x)), x])
+        weights, _ = logistic_regression(
+            design[kept], truth[kept], prior=np.zeros(design.shape[1]), precision=np.array([1e-6, *[reg] * x.shape[1]])
+        )
+        aucs.append(group_auc(np.zeros(len(held), np.int64), design[held] @ weights, truth[held])[0])
+    if np.isnan(aucs).any():
         raise DataError("attacker: a fold holds one value of the attribute only; expected fewer folds or more users")
-    _, inverse, ties = np.unique(scores, return_inverse=True, return_counts=True)
-    midrank = (np.cumsum(ties) - (ties - 1) / 2)[inverse]
-    return float((midrank[truth].sum() - n_true * (n_true + 1) / 2) / (n_true * n_false))
+    return float(np.mean(aucs))

@@ -21,10 +21,10 @@ from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset
 from simenv.errors import DataError, MissingExtraError
 from simenv.events import Events
+from simenv.numeric import DoubleArray
 from simenv.randomness import Key
 
-FloatVector = NDArray[np.float64]
-RewardModel = Callable[[NDArray[Any], NDArray[Any]], FloatVector]
+RewardModel = Callable[[NDArray[Any], NDArray[Any]], DoubleArray]
 MAX_SLATES = 20_000  # that `pseudo_inverse` enumerates for a user
 MIN_EFFECTIVE = 30.0  # pages' worth of weight below which an estimate says nothing
 
@@ -36,7 +36,7 @@ class LoggedPages:
     users: NDArray[np.int64]  # (n,)
     slates: NDArray[np.int64]  # (n, K), -1 = empty
     clicked: NDArray[np.bool_]  # (n, K)
-    propensity: FloatVector  # (n, K), of the item at its rank given the ranks before
+    propensity: DoubleArray  # (n, K), of the item at its rank given the ranks before
 
     @classmethod
     def of(cls, events: Events, *, first_pages: bool = True) -> LoggedPages:
@@ -76,7 +76,7 @@ class LoggedPages:
         return self
 
     @property
-    def rewards(self) -> FloatVector:
+    def rewards(self) -> DoubleArray:
         """Clicks of each page, (n,)."""
         return np.asarray(self.clicked.sum(axis=1), dtype=np.float64)
 
@@ -96,7 +96,7 @@ class Estimate:
         return self.value - 1.96 * self.error, self.value + 1.96 * self.error
 
 
-def ips(log: LoggedPages, target: FloatVector) -> Estimate:
+def ips(log: LoggedPages, target: DoubleArray) -> Estimate:
     """Inverse propensity scoring of whole slates: mean of w r, w = product over ranks of target / propensity.
 
     Unbiased wherever the log has support (Horvitz and Thompson 1952; for slates Swaminathan et al. 2017).
@@ -113,7 +113,7 @@ def ips(log: LoggedPages, target: FloatVector) -> Estimate:
     return Estimate(estimator="ips", value=float(terms.mean()), error=_error(terms), effective=_effective(weights))
 
 
-def snips(log: LoggedPages, target: FloatVector) -> Estimate:
+def snips(log: LoggedPages, target: DoubleArray) -> Estimate:
     """Self-normalised IPS: sum of w r over sum of w (Swaminathan and Joachims 2015); a little bias, less variance."""
     weights = supported_weights(log, target)
     value = float((weights * log.rewards).sum() / weights.sum())
@@ -121,7 +121,7 @@ def snips(log: LoggedPages, target: FloatVector) -> Estimate:
     return Estimate(estimator="snips", value=value, error=_error(terms), effective=_effective(weights))
 
 
-def rank_ips(log: LoggedPages, target: FloatVector) -> Estimate:
+def rank_ips(log: LoggedPages, target: DoubleArray) -> Estimate:
     """IPS rank by rank: a click at rank r is weighted by the ratios of ranks 0 to r alone.
 
     Unbiased where what happens at a rank does not depend on what stands below it, as under every user model here; far
@@ -183,7 +183,7 @@ def pseudo_inverse(log: LoggedPages, target: PlackettLuce, logging: PlackettLuce
     return Estimate(estimator="pseudo-inverse", value=float(terms.mean()), error=_error(terms), effective=float(pages))
 
 
-def _indicators(slates: NDArray[np.int64], n_items: int) -> FloatVector:
+def _indicators(slates: NDArray[np.int64], n_items: int) -> DoubleArray:
     """Which item stands at which rank, (n, K * n_items)."""
     k = slates.shape[1]
     out = np.zeros((len(slates), k, n_items))
@@ -192,7 +192,7 @@ def _indicators(slates: NDArray[np.int64], n_items: int) -> FloatVector:
     return out.reshape(len(slates), k * n_items)
 
 
-def doubly_robust(log: LoggedPages, target: FloatVector, model: RewardModel, drawn: list[NDArray[Any]]) -> Estimate:
+def doubly_robust(log: LoggedPages, target: DoubleArray, model: RewardModel, drawn: list[NDArray[Any]]) -> Estimate:
     """Doubly robust: mean of q(target slate) + w (r - q(logged slate)) (Dudik, Langford and Li 2011).
 
     Args:
@@ -210,7 +210,7 @@ def doubly_robust(log: LoggedPages, target: FloatVector, model: RewardModel, dra
     return Estimate(estimator="dr", value=float(terms.mean()), error=_error(terms), effective=_effective(weights))
 
 
-def supported_weights(log: LoggedPages, target: FloatVector) -> FloatVector:
+def supported_weights(log: LoggedPages, target: DoubleArray) -> DoubleArray:
     """Importance weights of the pages, (n,).
 
     Raises:
@@ -250,13 +250,13 @@ def additive_model(log: LoggedPages, n_users: int, n_items: int, *, prior: float
     item = (clicks + prior * overall) / (shown + prior) / overall
     rank = (log.clicked.sum(axis=0) + prior * overall) / (filled.sum(axis=0) + prior)
 
-    def predict(users: NDArray[Any], slates: NDArray[Any]) -> FloatVector:
+    def predict(users: NDArray[Any], slates: NDArray[Any]) -> DoubleArray:
         return np.asarray(np.where(slates >= 0, item[np.maximum(slates, 0)] * rank, 0.0).sum(axis=1))
 
     return predict
 
 
-def target_probabilities(policy: PlackettLuce, log: LoggedPages, dataset: Dataset) -> FloatVector:
+def target_probabilities(policy: PlackettLuce, log: LoggedPages, dataset: Dataset) -> DoubleArray:
     """A Plackett-Luce policy's probabilities of the logged items, (n, K), with each user's past excluded."""
     return policy.propensity(log.users, log.slates, _past(dataset).rows(log.users))
 
@@ -353,7 +353,7 @@ def _past(dataset: Dataset) -> Candidates:
     return Candidates.of(dataset.n_items, out=seen)
 
 
-def _error(terms: FloatVector) -> float:
+def _error(terms: DoubleArray) -> float:
     return float(terms.std(ddof=1) / np.sqrt(len(terms))) if len(terms) > 1 else float("inf")
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recommenders.evaluation.off_policy import Estimate, FloatVector, LoggedPages, supported_weights
+from recommenders.evaluation.off_policy import Estimate, LoggedPages, supported_weights
 from simenv.errors import DataError
 from simenv.events import Events
+from simenv.numeric import DoubleArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +53,14 @@ class LoggedSessions:
         """How many."""
         return len(np.unique(self.session))
 
-    def table(self, values: FloatVector, blank: float) -> FloatVector:
+    def table(self, values: DoubleArray, blank: float) -> DoubleArray:
         """One row a session, one column a page, `blank` where a session was over, (n_sessions, longest)."""
         out = np.full((self.n_sessions, int(self.page.max()) + 1), blank)
         out[np.unique(self.session, return_inverse=True)[1], self.page] = values
         return out
 
 
-def per_decision(log: LoggedSessions, target: FloatVector, *, gamma: float = 1.0) -> Estimate:
+def per_decision(log: LoggedSessions, target: DoubleArray, *, gamma: float = 1.0) -> Estimate:
     """Clicks of a session by per-decision importance sampling: the reward of page t is weighted by the ratios of pages
     0 to t alone (Precup, Sutton and Singh 2000, "Eligibility traces for off-policy policy evaluation").
 
@@ -126,7 +127,7 @@ def fitted_q(
     following = np.where(last[:, None], 0.0, np.roll(then, -1, axis=0))
     starts, rewards, backups = then[log.page == 0], log.pages.rewards, int(log.page.max()) + 1
 
-    def value(counts: FloatVector) -> float:
+    def value(counts: DoubleArray) -> float:
         weight = counts[session]
         gram = (x * weight[:, None]).T @ x
         gram += ridge * np.trace(gram) / len(gram) * np.eye(len(gram))

@@ -9,7 +9,6 @@ kept apart and labelled, never to be printed beside full ranking (Krichene and R
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -146,31 +145,6 @@ def bootstrap_interval(
     means = _resampled_means(np.asarray(values, np.float64), key, resamples)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """Mean of paired differences over the same users, its interval, and the two-sided bootstrap p-value."""
-
-    mean: float
-    ci_low: float
-    ci_high: float
-    p: float
-
-
-def paired_bootstrap(
-    first: NDArray[Any], second: NDArray[Any], *, key: Key | None = None, level: float = 0.95, resamples: int = 2_000
-) -> Difference:
-    """Is `first` better than `second`, user by user? Users are resampled in pairs (Sakai 2006)."""
-    if len(first) != len(second) or len(first) == 0:
-        raise DataError(f"paired bootstrap: {len(first)} against {len(second)} users; expected the same users")
-    differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    means = _resampled_means(differences, key, resamples)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    tail = min((np.sum(means <= 0) + 1) / (resamples + 1), (np.sum(means >= 0) + 1) / (resamples + 1))
-    return Difference(
-        mean=float(differences.mean()), ci_low=float(low), ci_high=float(high), p=min(1.0, 2 * float(tail))
-    )
 
 
 def _resampled_means(values: NDArray[np.float64], key: Key | None, resamples: int) -> NDArray[np.float64]:

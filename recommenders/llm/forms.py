@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simenv.language_models import Request
 from simenv.language_models.quoting import opaque_ids
@@ -28,8 +27,7 @@ from simenv.language_models.repair import (
     read_number,
     without_wrapping,
 )
-
-Scores = NDArray[np.float64]
+from simenv.numeric import DoubleArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,30 +49,30 @@ class Asked:
     items: Sequence[str]
 
 
-Form = Callable[[Asked], Awaitable[Scores | None]]
+Form = Callable[[Asked], Awaitable[DoubleArray | None]]
 
 
-async def by_list(asked: Asked) -> Scores | None:
+async def by_list(asked: Asked) -> DoubleArray | None:
     """All candidates in one question; the answer gives each its place."""
     return await _one_question(asked, "places", low=1, high=len(asked.items), sign=-1.0)
 
 
-async def by_score(asked: Asked) -> Scores | None:
+async def by_score(asked: Asked) -> DoubleArray | None:
     """All candidates in one question; the answer scores each from 0 to 100."""
     return await _one_question(asked, "scores", low=0, high=100, sign=1.0)
 
 
-async def by_stars(asked: Asked) -> Scores | None:
+async def by_stars(asked: Asked) -> DoubleArray | None:
     """A question for each candidate: 1 to 5 stars."""
     return await _each_alone(asked, "stars", 1, 5)
 
 
-async def by_yes(asked: Asked) -> Scores | None:
+async def by_yes(asked: Asked) -> DoubleArray | None:
     """A question for each candidate, yes or no; in the logits readout the score is the chance of a yes."""
     return await _each_alone(asked, "yes", 0, 1)
 
 
-async def by_pair(asked: Asked) -> Scores | None:
+async def by_pair(asked: Asked) -> DoubleArray | None:
     """Merge sort: about n log2 n questions on which of two is better; an unanswered one keeps the order shown."""
     answered = 0
 
@@ -106,7 +104,7 @@ async def by_pair(asked: Asked) -> Scores | None:
     return scores
 
 
-async def by_pick(asked: Asked) -> Scores | None:
+async def by_pick(asked: Asked) -> DoubleArray | None:
     """One candidate is taken, by its number; the others are equal."""
     n = len(asked.items)
     numbered = [(str(place + 1), text) for place, text in enumerate(asked.items)]
@@ -132,10 +130,10 @@ FORMS: Mapping[str, Form] = {
 }
 
 
-async def _one_question(asked: Asked, name: str, *, low: int, high: int, sign: float) -> Scores | None:
+async def _one_question(asked: Asked, name: str, *, low: int, high: int, sign: float) -> DoubleArray | None:
     ids = opaque_ids(len(asked.items))
 
-    def parse(said: str) -> Scores:
+    def parse(said: str) -> DoubleArray:
         answer = load_object(said)
         given = answer.get(name, answer)
         if isinstance(given, list):  # an order of ids instead of places
@@ -157,7 +155,7 @@ async def _one_question(asked: Asked, name: str, *, low: int, high: int, sign: f
     return await asked.ask(asked.request(text, schema, name), parse)
 
 
-async def _each_alone(asked: Asked, name: str, low: int, high: int) -> Scores | None:
+async def _each_alone(asked: Asked, name: str, low: int, high: int) -> DoubleArray | None:
     schema = object_schema({name: integer_schema(low, high)})
 
     async def one(item: str) -> float | None:

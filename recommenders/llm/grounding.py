@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simenv.datasets.base import Catalog
 from simenv.errors import MissingExtraError
+from simenv.numeric import DoubleArray
 
-Scores = NDArray[np.float64]
-Grounding = Callable[[Sequence[str]], Scores]  # texts -> (n_items,) in [0, 1], 1 = certainly meant
+Grounding = Callable[[Sequence[str]], DoubleArray]  # texts -> (n_items,) in [0, 1], 1 = certainly meant
 
 
 def by_title(catalog: Catalog) -> Grounding:
@@ -26,7 +25,7 @@ def by_title(catalog: Catalog) -> Grounding:
 
     titles = [utils.default_process(title) for title in catalog.titles]
 
-    def ground(texts: Sequence[str]) -> Scores:
+    def ground(texts: Sequence[str]) -> DoubleArray:
         written = [utils.default_process(text) for text in texts]
         return np.asarray(process.cdist(written, titles, scorer=fuzz.token_sort_ratio), np.float64).max(axis=0) / 100
 
@@ -43,7 +42,7 @@ def by_words(catalog: Catalog) -> Grounding:
     index = bm25s.BM25()
     index.index(bm25s.tokenize(documents(catalog), show_progress=False), show_progress=False)
 
-    def ground(texts: Sequence[str]) -> Scores:
+    def ground(texts: Sequence[str]) -> DoubleArray:
         total = np.zeros(catalog.n_items)
         for text in texts:
             known = [

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv.checks import whole
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import ConfigError
 from simenv.language_models.quoting import Templates, plain, quote
@@ -51,11 +52,8 @@ class Telling:
 
     def __post_init__(self) -> None:
         for name in ("history", "shots", "synopsis"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"telling.{name}={value}: expected a whole number of at least 0")
-        if self.shot_history < 1:
-            raise ConfigError(f"telling.shot_history={self.shot_history}: expected a whole number of at least 1")
+            whole(f"telling.{name}", getattr(self, name))
+        whole("telling.shot_history", self.shot_history, 1)
 
     @classmethod
     def of(cls, options: Telling | Mapping[str, Any] | None) -> Telling:

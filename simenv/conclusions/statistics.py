@@ -15,8 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from simenv.errors import ConfigError, DataError
-
-Floats = NDArray[np.float64]
+from simenv.numeric import DoubleArray
 
 EXACT_SEEDS = 14  # up to here all 2^S sign flips are enumerated
 MONTE_CARLO_FLIPS = 20_000
@@ -48,7 +47,7 @@ def paired_t(differences: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(estimate=mean, low=low, high=high, n=len(x))
 
 
-def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats, Floats]:
+def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
     """Mean and Student's t interval over the first axis (the seeds), NaNs left out.
 
     Returns:
@@ -76,7 +75,7 @@ def fewest_seeds(alpha: float = 0.05) -> int:
     return next(n for n in range(2, 64) if smallest_p(n) <= alpha)
 
 
-def sign_flip_p(differences: ArrayLike, *, flips: int = MONTE_CARLO_FLIPS, seed: int = 0) -> Floats:
+def sign_flip_p(differences: ArrayLike, *, flips: int = MONTE_CARLO_FLIPS, seed: int = 0) -> DoubleArray:
     """Two-sided sign-flip p of each column: under no effect, the sign of every seed's difference is a fair coin.
 
     All 2^S flips up to S = 14, else `flips` seeded Monte Carlo ones with p = (1 + count) / (1 + flips)
@@ -95,7 +94,7 @@ def sign_flip_p(differences: ArrayLike, *, flips: int = MONTE_CARLO_FLIPS, seed:
     return np.where(_has_values(differences), _tail(flipped, observed, len(z)), np.nan)
 
 
-def max_t_p(differences: ArrayLike, *, flips: int = MONTE_CARLO_FLIPS, seed: int = 0) -> Floats:
+def max_t_p(differences: ArrayLike, *, flips: int = MONTE_CARLO_FLIPS, seed: int = 0) -> DoubleArray:
     """Family-wise adjusted sign-flip p of each column: Westfall and Young's (1993) step-down max-T.
 
     The signs of a seed flip in all columns together, so that the dependence between claims is kept. The statistic is
@@ -245,7 +244,7 @@ class RankStability:
 
     tau: Interval  # mean Kendall tau-b over pairs of seeds, jackknife t interval
     p: float  # one-sided, of more agreement than chance
-    ranks: Floats  # (S, A), 1 = largest value, ties share the mean rank
+    ranks: DoubleArray  # (S, A), 1 = largest value, ties share the mean rank
 
 
 def rank_stability(values: ArrayLike, confidence: float = 0.95, *, seed: int = 0) -> RankStability:
@@ -292,7 +291,7 @@ def rank_stability(values: ArrayLike, confidence: float = 0.95, *, seed: int = 0
 # -- the arithmetic behind them -----------------------------------------------------------------------------------
 
 
-def _sample(values: ArrayLike) -> Floats:
+def _sample(values: ArrayLike) -> DoubleArray:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
         bad = int((~np.isfinite(x)).sum())
@@ -300,7 +299,7 @@ def _sample(values: ArrayLike) -> Floats:
     return x
 
 
-def _standard_error(x: Floats) -> float:
+def _standard_error(x: DoubleArray) -> float:
     """SD of the mean; NaN with one value; 0 when values differ by rounding only."""
     if len(x) < 2:
         return float("nan")
@@ -308,7 +307,7 @@ def _standard_error(x: Floats) -> float:
     return 0.0 if sd <= 1e-14 * float(np.abs(x).max()) else sd / float(np.sqrt(len(x)))
 
 
-def _columns(differences: ArrayLike) -> Floats:
+def _columns(differences: ArrayLike) -> DoubleArray:
     x = np.asarray(differences, dtype=np.float64)
     x = x[:, None] if x.ndim == 1 else x
     if x.ndim != 2 or len(x) == 0:
@@ -322,7 +321,7 @@ def _has_values(differences: ArrayLike) -> NDArray[np.bool_]:
     return np.asarray(~np.isnan(_columns(differences)).all(axis=0))
 
 
-def _self_normalised(differences: ArrayLike) -> Floats:
+def _self_normalised(differences: ArrayLike) -> DoubleArray:
     """Columns scaled to unit length, absent seeds 0: a column's sum is then |sum x| / sqrt(sum x^2) up to sign."""
     x = np.nan_to_num(_columns(differences), nan=0.0)
     # Scaling by the largest value first keeps tiny numbers from underflowing when squared.
@@ -331,7 +330,7 @@ def _self_normalised(differences: ArrayLike) -> Floats:
     return np.asarray(x / np.where(length > 0, length, 1.0))
 
 
-def _signs(n: int, flips: int, seed: int) -> Floats:
+def _signs(n: int, flips: int, seed: int) -> DoubleArray:
     """(F, n) of +-1. Exact: 2^(n-1) rows with the first sign +, the other half being their mirror image."""
     if n <= EXACT_SEEDS:
         bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n - 1)[None, :]
@@ -339,7 +338,7 @@ def _signs(n: int, flips: int, seed: int) -> Floats:
     return np.random.default_rng(seed).choice([-1.0, 1.0], size=(flips, n))
 
 
-def _tail(flipped: Floats, observed: Floats, n: int) -> Floats:
+def _tail(flipped: DoubleArray, observed: DoubleArray, n: int) -> DoubleArray:
     """Share of flips at least as large as observed, by column; the observed one counts."""
     count = (flipped >= observed - _TIE).sum(axis=0)
     return np.asarray(count / len(flipped) if n <= EXACT_SEEDS else (count + 1) / (len(flipped) + 1))

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.errors import ConfigError, DataError
-
-IntArray = NDArray[np.int32]
-LongArray = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
-BoolArray = NDArray[np.bool_]
+from simenv.numeric import BoolArray as BoolArray
+from simenv.numeric import FloatArray as FloatArray
+from simenv.numeric import IntArray as IntArray
+from simenv.numeric import LongArray as LongArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

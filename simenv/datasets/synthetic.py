@@ -19,10 +19,10 @@ from math import gamma
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv.checks import number, share, whole
 from simenv.datasets import wording
 from simenv.datasets.base import Catalog, Dataset, FloatArray, Head, Interactions, LongArray, Tastes
 from simenv.datasets.marginals import ML_100K, quantile_function
-from simenv.errors import ConfigError
 from simenv.numeric import sigmoid
 
 N_USERS, N_ITEMS = 500, 1000
@@ -90,20 +90,13 @@ def synthetic(
         ConfigError: an option out of its range.
     """
     n_users, n_items = N_USERS if n_users is None else n_users, N_ITEMS if n_items is None else n_items
-    for name, size in (("n_users", n_users), ("n_items", n_items)):
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise ConfigError(f"synthetic: {name}={size!r}; expected an integer, or null for the default")
+    whole("synthetic: n_users", n_users, 1)
+    whole("synthetic: n_items", n_items, 2)
     mean_activity = _default_activity(n_items) if mean_activity is None else float(mean_activity)
-    for name, value, low, high in (
-        ("n_users", n_users, 1, np.inf),
-        ("n_items", n_items, 2, np.inf),
-        ("mean_activity", mean_activity, 1, n_items / 2),
-        ("minority_share", minority_share, 0, 1 - 1e-9),
-        ("popularity_strength", popularity_strength, 0, 2),
-        ("taste_strength", taste_strength, 0, 3),
-    ):
-        if not low <= value <= high:
-            raise ConfigError(f"synthetic: {name}={value}; expected {low} to {high:g}")
+    number("synthetic: mean_activity", mean_activity, 1, n_items / 2)
+    share("synthetic: minority_share", minority_share, open_high=True)
+    number("synthetic: popularity_strength", popularity_strength, 0, 2)
+    number("synthetic: taste_strength", taste_strength, 0, 3)
 
     rng = np.random.default_rng([seed & (2**64 - 1), 0])
     catalog, item_vectors = _make_items(n_items, rng)

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from simenv.checks import number
 from simenv.envs.errors import InvalidActionError, OptionError, ResetNeededError
 from simenv.envs.world import World, check_digest, check_options, check_size, parted, world_digest
 from simenv.errors import SimenvError
@@ -89,8 +90,7 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if not (harm is None or callable(harm) or harm in HARMS):
             raise OptionError(f"harm={harm!r}: unknown; expected one of {', '.join(HARMS)}, None, or a function")
         for name, value in (("harm_weight", harm_weight), ("max_penalty", max_penalty)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < np.inf:
-                raise OptionError(f"{name}={value!r}: expected a number >= 0")
+            number(name, value, 0, error=OptionError)
         self.rounds = check_size("rounds", rounds)
         try:
             world, schedule = parted(options, World, Schedule)

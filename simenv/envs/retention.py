@@ -18,6 +18,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from simenv.checks import number
 from simenv.datasets.base import LongArray
 from simenv.envs.errors import OptionError
 from simenv.envs.sessions import Observation, Observed, Who
@@ -50,9 +51,7 @@ class Life:
     def __post_init__(self) -> None:
         check_size("days", self.days)
         for name in ("return_base", "return_satisfaction", "return_value"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
-                raise OptionError(f"{name}={value!r}: expected a finite number")
+            number(name, getattr(self, name), error=OptionError)
 
     def chance(self, satisfaction: NDArray[Any]) -> NDArray[np.float64]:
         """Probability of coming back on any one day."""

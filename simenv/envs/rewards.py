@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv.checks import number
 from simenv.envs.errors import OptionError
 from simenv.envs.sessions import Parts
 
@@ -64,8 +65,7 @@ class Reward:
         for name, weight in mixture.items():
             if name not in NAMES:
                 raise OptionError(f"reward={name!r}: unknown; expected one of {', '.join(NAMES)}")
-            if isinstance(weight, bool) or not isinstance(weight, (int, float, np.number)) or not np.isfinite(weight):
-                raise OptionError(f"reward {name}={weight!r}: expected a finite weight")
+            number(f"reward {name}", weight, error=OptionError)
             weights[NAMES.index(name)] = weight
         return cls(weights)
 

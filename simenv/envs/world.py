@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from simenv.checks import LARGEST, whole
 from simenv.datasets import LOADERS, load
 from simenv.datasets.base import Dataset, Tastes
 from simenv.envs.errors import OptionError
@@ -222,15 +223,13 @@ def fork(env: Any, n: int, *, luck: str = "same") -> list[Any]:
     return [copy.deepcopy(env, shared | {id(base): branch}) for branch in base.fork(n, luck=luck)]
 
 
-def check_size(name: str, value: Any, low: int = 1, high: float = np.inf) -> int:
+def check_size(name: str, value: Any, low: int = 1, high: int = LARGEST) -> int:
     """`value` as an int.
 
     Raises:
         OptionError: unless it is a whole number in [low, high].
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
-        bound = f"{low} to {high:g}" if high < np.inf else f"at least {low}"
-        raise OptionError(f"{name}={value!r}: expected a whole number, {bound}")
+    whole(name, value, low, high, error=OptionError)
     return int(value)
 
 
@@ -244,9 +243,7 @@ def user_row(dataset: Dataset, user: Any) -> int:
         if user not in dataset.user_ids:
             raise OptionError(f"options user={user!r}: {dataset.name} has no such user id")
         return dataset.user_ids.index(user)
-    if isinstance(user, bool) or not isinstance(user, (int, np.integer)) or not 0 <= user < dataset.n_users:
-        raise OptionError(f"options user={user!r}: expected a row in 0 to {dataset.n_users - 1}, or a user id")
-    return int(user)
+    return check_size("user", user, 0, dataset.n_users - 1)
 
 
 def check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:

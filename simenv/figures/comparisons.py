@@ -24,7 +24,6 @@ from simenv.figures.style import (
     LABEL,
     TICK,
     TITLE,
-    Values,
     arm_styles,
     key_line,
     label_axes,
@@ -40,6 +39,7 @@ from simenv.figures.style import (
 )
 from simenv.metrics.frame import CONTROLS, primary_control
 from simenv.metrics.table import metric_label
+from simenv.numeric import DoubleArray
 
 # -- against each other ---------------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ def plot_rank_stability(
     return figure
 
 
-def kendall_w(ranks: Values) -> float:
+def kendall_w(ranks: DoubleArray) -> float:
     """Kendall's coefficient of concordance of `ranks` (S judges, A things), corrected for ties."""
     n_judges, n_things = ranks.shape
     totals = ranks.sum(axis=0)
@@ -314,7 +314,7 @@ def _claim_row(claim: JudgedClaim) -> str:
 # -- shared drawing ----
 
 
-def _cross(panel: Axes, x: Values, y: Values, color: str, marker: str, *, hollow: bool = False) -> None:
+def _cross(panel: Axes, x: DoubleArray, y: DoubleArray, color: str, marker: str, *, hollow: bool = False) -> None:
     """The mean of aligned seed values (S,) with both intervals."""
     centres, errors = [], []
     for values in (x, y):
@@ -336,7 +336,7 @@ def _cross(panel: Axes, x: Values, y: Values, color: str, marker: str, *, hollow
     )
 
 
-def _mean_point(x: Values, y: Values) -> tuple[float, float]:
+def _mean_point(x: DoubleArray, y: DoubleArray) -> tuple[float, float]:
     return float(np.nanmean(x)), float(np.nanmean(y))
 
 
@@ -375,7 +375,7 @@ def _name_points(panel: Axes, points: Sequence[tuple[float, float, str, str]]) -
         )
 
 
-def _ranks(values: Values) -> Values:
+def _ranks(values: DoubleArray) -> DoubleArray:
     """Ranks along the last axis, 1 = largest, ties averaged."""
     from scipy.stats import rankdata
 

@@ -27,7 +27,6 @@ from simenv.figures.style import (
     LABEL,
     TICK,
     TITLE,
-    Values,
     arm_styles,
     draw_line,
     fit_y,
@@ -44,6 +43,7 @@ from simenv.figures.style import (
 )
 from simenv.metrics.comparisons import lorenz
 from simenv.metrics.formulas import gini, spearman
+from simenv.numeric import DoubleArray
 
 Frame = pl.DataFrame | pl.LazyFrame
 JOB = ("seed", "arm", "mode")
@@ -395,7 +395,7 @@ def _world(items: pl.DataFrame, seed: int) -> pl.DataFrame:
     return items.filter(pl.col("seed") == seed).drop("seed") if "seed" in items.columns else items
 
 
-def _matrix(frame: pl.DataFrame, along: str) -> tuple[NDArray[Any], Values]:
+def _matrix(frame: pl.DataFrame, along: str) -> tuple[NDArray[Any], DoubleArray]:
     """(values of `along` (T,), column `value` as (S, T), NaN where absent)."""
     places, column = np.unique(frame[along].to_numpy(), return_inverse=True)
     seeds, row = np.unique(frame["seed"].to_numpy(), return_inverse=True)
@@ -405,8 +405,8 @@ def _matrix(frame: pl.DataFrame, along: str) -> tuple[NDArray[Any], Values]:
 
 
 def _lorenz_curves(
-    counts: pl.DataFrame, arm: str, mode: str, round_: int, n_items: int, grid: Values
-) -> tuple[Values, Values]:
+    counts: pl.DataFrame, arm: str, mode: str, round_: int, n_items: int, grid: DoubleArray
+) -> tuple[DoubleArray, DoubleArray]:
     """Lorenz curves of each seed on `grid` (S, len(grid)) and their Gini coefficients (S,)."""
     own = counts.filter((pl.col("arm") == arm) & (pl.col("mode") == mode) & (pl.col("round") == round_))
     curves, ginis = [], []
@@ -437,7 +437,7 @@ def _genre_colors(n: int, rest: bool) -> list[str]:
     return [palette[i % len(palette)] for i in range(n)] + (["#d0d0d0"] if rest else [])
 
 
-def _on_rounds(frame: pl.DataFrame, rounds: NDArray[Any]) -> Values:
+def _on_rounds(frame: pl.DataFrame, rounds: NDArray[Any]) -> DoubleArray:
     """The summed share per round, zero where absent, (len(rounds),)."""
     out = np.zeros(len(rounds))
     np.add.at(out, np.searchsorted(rounds, frame["round"].to_numpy()), frame["share"].to_numpy())

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from simenv.conclusions.statistics import t_interval
 from simenv.metrics.frame import CONTROLS
-
-Values = NDArray[np.float64]
+from simenv.numeric import DoubleArray
 
 INK, FAINT, GRID = "#222222", "#6b6b6b", "#e3e3e3"
 TITLE, LABEL, TICK = 13.0, 12.0, 11.0  # points, at a figure 10 to 13 inches wide
@@ -197,7 +196,7 @@ def round_axis(panel: Axes, rounds: NDArray[Any]) -> None:
 def draw_line(
     panel: Axes,
     x: NDArray[Any],
-    values: Values,
+    values: DoubleArray,
     *,
     color: str,
     marker: str | None = None,
@@ -205,7 +204,7 @@ def draw_line(
     width: float = 2.0,
     label: str | None = None,
     band: float = 0.18,
-) -> Values:
+) -> DoubleArray:
     """The mean over seeds of `values` (S, T) against `x` (T,), with a 95 % band if S >= 2. Returns the mean."""
     mean, low, high = t_interval(values)
     offset = max(len(x) // 8, 1)

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-DoubleArray = NDArray[np.float64]
-
+from simenv.numeric import DoubleArray
 
 # --- popularity: profile against recommendation ----------------------------------------------------------------------
 

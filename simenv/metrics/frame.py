@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from simenv.errors import DataError, RunDirectoryError
 from simenv.files import write_whole
+from simenv.numeric import DoubleArray
 
 if TYPE_CHECKING:
     import polars as pl
 
-Values = NDArray[np.float64]
 
 FILE = "metrics.csv"
 COLUMNS = ("seed", "arm", "mode", "round", "group", "metric", "value")
@@ -83,9 +83,9 @@ class Series:
 
     seeds: NDArray[np.int64]  # (S,), ascending
     rounds: NDArray[np.int64]  # (T,), ascending
-    values: Values  # (S, T), NaN = not measured
+    values: DoubleArray  # (S, T), NaN = not measured
 
-    def at(self, seeds: Sequence[int], rounds: Sequence[int]) -> Values:
+    def at(self, seeds: Sequence[int], rounds: Sequence[int]) -> DoubleArray:
         """The values of these seeds and rounds, (len(seeds), len(rounds)); all must be present."""
         rows = np.searchsorted(self.seeds, seeds)
         return np.asarray(self.values[np.ix_(rows, np.searchsorted(self.rounds, rounds))])
@@ -118,7 +118,7 @@ def all_series(metrics: pl.DataFrame, metric: str, group: str = "all") -> dict[t
     return found
 
 
-def series(metrics: pl.DataFrame, arm: str, mode: str, metric: str, group: str = "all") -> Values:
+def series(metrics: pl.DataFrame, arm: str, mode: str, metric: str, group: str = "all") -> DoubleArray:
     """One metric of one arm, (seeds, rounds), both ascending; NaN = not measured.
 
     Raises:
@@ -147,7 +147,7 @@ def _series(rows: pl.DataFrame) -> Series:
 # -- against a control --------------------------------------------------------------------------------------------
 
 
-def added(ours: Values, control: Values) -> Values:
+def added(ours: DoubleArray, control: DoubleArray) -> DoubleArray:
     """What feedback added up to each round: [m_t - m_0] minus the same in the control, (S, T); its end is the AMP.
 
     Args:
@@ -157,7 +157,9 @@ def added(ours: Values, control: Values) -> Values:
     return np.asarray((ours - ours[:, :1]) - (control - control[:, :1]))
 
 
-def amplification(metrics: pl.DataFrame, arm: str, metric: str, group: str = "all", control: str = "frozen") -> Values:
+def amplification(
+    metrics: pl.DataFrame, arm: str, metric: str, group: str = "all", control: str = "frozen"
+) -> DoubleArray:
     """AMP of one metric, (seeds,): [last round - round 0] in the loop minus the same in the control."""
     loop, other = (series(metrics, arm, mode, metric, group) for mode in ("loop", control))
     return added(loop, other)[:, -1]

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from simenv.datasets.base import BoolArray, Dataset, FloatArray, IntArray, LongArray
 from simenv.errors import RunDirectoryError
+from simenv.numeric import DoubleArray
 from simenv.randomness import Key, Purpose, generator
 
 N_PAIRS = 2_000
@@ -28,7 +29,6 @@ MAX_GROUPS_PER_ATTRIBUTE = 10  # above it an attribute (zip code, occupation) ma
 DENSE = 16  # whole numbers up to so many times their number are ranked by counting
 HALF_COUNT = 0.5
 
-DoubleArray = NDArray[np.float64]
 _OPTIONAL = ("quality", "holdout_starts", "holdout_items")
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv.checks import number, whole
 from simenv.errors import ConfigError, DataError
 from simenv.events import Events
 from simenv.metrics.formulas import (
@@ -95,10 +96,8 @@ class MetricSpec:
     def __post_init__(self) -> None:
         if not self.name or not callable(self.compute):
             raise ConfigError(f"metric {self.name!r}: expected a name and a function (events, reference, group)")
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
-            raise ConfigError(f"metric {self.name}: window={self.window!r}; expected a whole number, at least 1")
-        if self.margin is not None and not self.margin > 0:
-            raise ConfigError(f"metric {self.name}: margin={self.margin!r}; expected null or a number above 0")
+        whole(f"metric {self.name}: window", self.window, 1)
+        number(f"metric {self.name}: margin", self.margin, 0, open_low=True, none=True)
 
     def __call__(self, events: Events, reference: Reference, group: Group) -> float | None:
         return self.compute(events, reference, group)

@@ -144,7 +144,7 @@ def test_an_option_out_of_range_is_one_clear_error(name, change):
     target = OmegaConf.load(CONF / f"{name}.yaml")[name]
     made_from = {key: instantiate(target[key]) if key == "base" else target[key] for key in target if key != "_target_"}
     kind = type(from_yaml(name))
-    with pytest.raises(ConfigError, match=f"{name}: {option}={value}; expected a"):
+    with pytest.raises(ConfigError, match=f"{name}: {option}={'null' if value is None else value}: expected a"):
         kind(**{**made_from, **change})
 
 

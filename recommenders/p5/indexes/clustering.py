@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from recommenders.p5.indexes.base import IndexSource, Paths, with_collision_token
 from simenv.errors import ConfigError
-
-Vectors = NDArray[np.float64]
+from simenv.numeric import DoubleArray
 
 
 def cooccurrence(source: IndexSource, window: int | None) -> Any:
@@ -124,7 +123,7 @@ def spectral_clusters(counts: Any, n_clusters: int, rng: np.random.Generator) ->
     return labels.astype(np.int64)
 
 
-def leading_vectors(matrix: Any, n_vectors: int, rng: np.random.Generator) -> Vectors:
+def leading_vectors(matrix: Any, n_vectors: int, rng: np.random.Generator) -> DoubleArray:
     """Eigenvectors of the largest eigenvalues of a symmetric matrix, (n, n_vectors)."""
     from scipy.sparse.linalg import eigsh
 
@@ -134,7 +133,7 @@ def leading_vectors(matrix: Any, n_vectors: int, rng: np.random.Generator) -> Ve
     return np.asarray(eigsh(matrix, k=n_vectors, which="LA", v0=rng.random(n), tol=1e-4)[1])
 
 
-def singular_vectors(source: IndexSource, n_vectors: int, rng: np.random.Generator) -> Vectors:
+def singular_vectors(source: IndexSource, n_vectors: int, rng: np.random.Generator) -> DoubleArray:
     """Items as the leading right singular vectors of the users x items matrix, columns degree-normalised.
 
     Returns:

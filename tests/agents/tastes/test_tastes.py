@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.tastes.choice import sigmoid
 from agents.tastes.structures import (
     ContentTastes,
     FactorTastes,
@@ -19,6 +18,7 @@ from agents.tastes.structures import (
 from simenv.datasets.base import Catalog, Dataset, Interactions
 from simenv.datasets.splits import hold_out, last_share, pair_keys
 from simenv.errors import ConfigError, DataError
+from simenv.numeric import sigmoid
 
 MODELS = [FactorTastes(dims=8), NeighbourhoodTastes(dims=64), ContentTastes(dims=8)]
 MODEL_IDS = [model.name for model in MODELS]

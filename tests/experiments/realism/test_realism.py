@@ -31,7 +31,7 @@ from experiments.realism.tests import (
     page_auc,
     page_correlation,
     rating_distribution,
-    rating_errors,
+    rating_rows,
     slot_effect,
     slot_rows,
 )
@@ -202,7 +202,7 @@ def test_intervals_over_users_are_those_of_a_mean():
 
 def test_rating_errors_and_distribution_by_hand():
     pages = pages_of(np.ones((2, 2)), ratings=[[4, 2], [5, np.nan]])
-    rows = rating_errors(pages, {"three": np.full((2, 2), 3.0)}, "s", UserBootstrap(2))
+    rows = rating_rows(pages, {"three": np.full((2, 2), 3.0)}, "s", UserBootstrap(2))
     assert value(rows, "ratings", "rmse", "three") == pytest.approx(np.sqrt((1 + 1 + 4) / 3))
     assert value(rows, "ratings", "mae", "three") == pytest.approx(4 / 3)
 

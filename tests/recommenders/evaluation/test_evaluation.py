@@ -10,7 +10,6 @@ from recommenders.evaluation.offline import (
     MISSED,
     bootstrap_interval,
     leaderboard,
-    paired_bootstrap,
     rank_metrics,
     ranks,
     rating_errors,
@@ -132,18 +131,6 @@ def test_the_interval_of_a_mean_covers_it():
         low, high = bootstrap_interval(rng.normal(1.0, 2.0, 200), key=Key(trial), resamples=300)
         covered += low < 1.0 < high
     assert 87 <= covered <= 100
-
-
-def test_pairs_see_what_unpaired_intervals_do_not():
-    rng = np.random.default_rng(0)
-    base = rng.normal(0, 10, 400)
-    better = paired_bootstrap(base + 0.5 + rng.normal(0, 1, 400), base)
-    assert better.ci_low > 0
-    assert better.p < 0.01
-    same = paired_bootstrap(base, base + rng.normal(0, 1, 400))
-    assert same.ci_low < 0 < same.ci_high
-    with pytest.raises(DataError, match="the same users"):
-        paired_bootstrap(base, base[:-1])
 
 
 def test_leaderboard_rows():

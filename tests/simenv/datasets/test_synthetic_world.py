@@ -210,13 +210,13 @@ def test_the_ends_of_the_options_give_finite_worlds(strength):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_users": 0}, "n_users=0; expected 1"),
-        ({"n_items": 1}, "n_items=1; expected 2"),
+        ({"n_users": 0}, "n_users=0: expected a whole number, at least 1"),
+        ({"n_items": 1}, "n_items=1: expected a whole number, at least 2"),
         ({"n_items": -5}, "n_items=-5"),
-        ({"n_users": 2.5}, "n_users=2.5; expected an integer"),
+        ({"n_users": 2.5}, "n_users=2.5: expected a whole number"),
         ({"minority_share": 1.0}, "minority_share=1.0"),
-        ({"mean_activity": 600}, "mean_activity=600.0; expected 1 to 500"),
-        ({"popularity_strength": -1}, "popularity_strength=-1; expected 0 to 2"),
+        ({"mean_activity": 600}, r"mean_activity=600.0: expected a number in \[1, 500"),
+        ({"popularity_strength": -1}, r"popularity_strength=-1: expected a number in \[0, 2"),
         ({"taste_strength": float("nan")}, "taste_strength=nan"),
     ],
 )

@@ -335,7 +335,7 @@ def test_steps_out_of_turn_are_refused(small_world: Dataset) -> None:
     ("options", "message"),
     [
         ({"reward": "click"}, "reward='click': unknown; expected one of clicks, rating, utility, retention"),
-        ({"reward": {"clicks": "two"}}, "expected a finite weight"),
+        ({"reward": {"clicks": "two"}}, "reward clicks=two: expected a number"),
         ({"reward": {}}, "expected a name, a mapping"),
         ({"slate_size": 0}, "slate_size=0"),
         ({"slate_size": 61}, "slate_size=61: expected a whole number, 1 to 60"),

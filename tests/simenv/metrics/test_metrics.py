@@ -236,8 +236,8 @@ def test_a_metric_of_ones_own_is_a_function(reference):
     assert table(rows)[0, "all", "top_slot_ctr"] == pytest.approx(2 / 3)
     for wrong, words in (
         (lambda: spec_of(0.5), "got 0.5; expected a function"),
-        (lambda: MetricSpec(name="x", compute=top_slot_ctr, window=0), "window=0; expected a whole number"),
-        (lambda: MetricSpec(name="x", compute=top_slot_ctr, margin=-1), "margin=-1; expected null or a number above 0"),
+        (lambda: MetricSpec(name="x", compute=top_slot_ctr, window=0), "window=0: expected a whole number"),
+        (lambda: MetricSpec(name="x", compute=top_slot_ctr, margin=-1), "margin=-1: expected null or a number above 0"),
     ):
         with pytest.raises(ConfigError, match=words):
             wrong()
