@@ -1,13 +1,15 @@
 """The report: figures and one self-contained page, rebuilt from a run directory alone.
 
 ``python -m simenv.report DIR`` writes ``DIR/figures/*.png`` and ``DIR/report.html``; with several directories it writes
-a page that compares them. The page carries its images and style, needs no network and runs no script; the same
+a page that compares them. The page carries its images and style, needs no network; the same
 directory gives the same bytes. The module does not know how a run was made or how a figure is drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import hashlib
 import json
 import os
 import shlex
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from simenv.conclusions.answer import answer, grid
 from simenv.conclusions.judged import VERDICTS
@@ -27,6 +30,7 @@ from simenv.figures.style import png_bytes, same_styles, sort_arms
 from simenv.files import write_whole
 from simenv.report import texts as texts_of
 from simenv.report import views
+from simenv.report.explore import as_json, explore
 from simenv.report.figures import SPECS, Drawn, draw_figures
 from simenv.report.run_data import RunData, read_run
 
@@ -44,6 +48,8 @@ OWN_SECTIONS = (
     "recommender_llm",
     "same_model",
 )  # of the run card, shown outside its table
+TEMPLATES = Path(__file__).parent / "templates"
+_NOTHING = "'none'"
 LEADS = ("amplification", "popularity")  # figures that may stand on the first screen, where an experiment drew none
 
 
@@ -64,7 +70,7 @@ def build(folder: Path | str) -> Path:
     own = [path.stem for path in sorted((run.folder / "figures").glob("*.json"))]
     names = own + [path.stem for path, png in images.items() if png is not None]
     texts: dict[Path, str | None] = {
-        page: _render("report.html.j2", shown),
+        page: _render("report.html.j2", shown, scripts=["explore.js"] if shown["data"] else []),
         run.folder / "report.md": texts_of.markdown(shown, names),
         run.folder / "report.json": texts_of.as_json(shown, names),
         run.folder / "claims.tex": texts_of.latex(run.claims) if run.claims else None,
@@ -148,6 +154,7 @@ def _report_page(run: RunData, drawn: Sequence[Drawn]) -> dict[str, Any]:
         "claims": claims,
         "regimes": list(run.regimes),
         "user_models": list(run.user_models),
+        "data": explore(run),
         "figures": rest,
         "not_drawn": []
         if run.metrics is None
@@ -232,9 +239,20 @@ def _compare_page(runs: Mapping[str, RunData]) -> dict[str, Any]:
     }
 
 
-def _render(template: str, page: Mapping[str, Any]) -> str:
+def _render(template: str, page: Mapping[str, Any], scripts: Sequence[str] = ()) -> str:
+    """A page whose policy allows its own style and scripts by their hashes, pictures inside it, and nothing else."""
+    style, *sources = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", *scripts))
+    policy = [
+        "default-src 'none'",
+        "img-src data:",
+        f"style-src {_hashed(style)}",
+        f"script-src {' '.join(map(_hashed, sources)) or _NOTHING}",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    data = page.get("data")
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -243,7 +261,17 @@ def _render(template: str, page: Mapping[str, Any]) -> str:
     environment.filters["number"] = views.number
     environment.filters["signed"] = views.signed
     environment.filters["trim_number"] = trim
-    return environment.get_template(template).render(page)
+    return environment.get_template(template).render(
+        page,
+        style=style,
+        scripts=sources,
+        policy="; ".join(policy),
+        data_json=Markup(as_json(data)) if data else None,
+    )
+
+
+def _hashed(source: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
 def _write(files: Mapping[Path, bytes | None]) -> None:

@@ -7,7 +7,7 @@ absent; whatever is there must be sound. The module does not know how a run is m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ class RunData:
     users: pl.DataFrame | None
     event_files: tuple[Path, ...]
     tables: Mapping[str, pl.DataFrame]
+    transcripts: Sequence[Mapping[str, Any]]  # what a language model was told and answered for a few users
     regimes: Mapping[str, RunData]  # the same run under other consumption regimes
     user_models: Mapping[str, RunData]  # the same run with other kinds of users
 
@@ -118,6 +119,7 @@ def read_run(folder: Path | str) -> RunData:
         users=_read_parquet(folder / "users.parquet", ("user",)),
         event_files=_event_files(folder / "events"),
         tables={path.stem: _read_csv(path) for path in sorted((folder / "tables").glob("*.csv"))},
+        transcripts=_transcripts(folder / "transcripts.json"),
         regimes=_reruns(folder / "regimes"),
         user_models=_reruns(folder / "user_models"),
     )
@@ -140,6 +142,14 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"{path}: damaged ({error}); expected JSON") from error
+
+
+def _transcripts(path: Path) -> list[dict[str, Any]]:
+    held = _read_json(path) if path.is_file() else []
+    keys = {"seed", "arm", "mode", "user", "round", "page", "messages", "answer"}
+    if not isinstance(held, list) or any(not isinstance(one, dict) or keys - set(one) for one in held):
+        raise RunDirectoryError(f"{path}: damaged; expected a list of objects with {', '.join(sorted(keys))}")
+    return held
 
 
 def _read_csv(path: Path) -> pl.DataFrame:
