@@ -302,7 +302,8 @@ def interests(objective: Objective, reader: Reader, examples: Sequence[Example],
             batch = reader.batch([examples[row] for row in rows], [encoded[row] for row in rows])
             batch = batch.to(objective.device)
             chances = objective.answers(objective.hidden(batch), batch).exp()
-            means = (chances @ objective.values)[batch.interests].cpu().numpy()
+            with torch.autocast(objective.device.type, enabled=False):
+                means = (chances @ objective.values)[batch.interests].cpu().numpy()
             ends = np.cumsum([len(examples[row].items) for row in rows])
             for row, own in zip(rows.tolist(), np.split(means, ends[:-1]), strict=True):
                 found[row] = own
