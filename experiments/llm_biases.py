@@ -61,6 +61,7 @@ class Settings(course.Settings):
         noise: share of the history's items that are exchanged for random ones.
         typos: share of the titles' letters that are exchanged for their neighbours.
         genres: how many of the commonest genres are asked for.
+        tests: names of those that are run, see `TESTS`; None = all.
     """
 
     arm: str
@@ -72,8 +73,11 @@ class Settings(course.Settings):
     noise: float
     typos: float
     genres: int
+    tests: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if unknown := sorted(set(self.tests or ()) - set(TESTS)):
+            raise ConfigError(f"tests={unknown[0]}: expected some of {', '.join(TESTS)}")
         if self.judged_users < 2:
             raise ConfigError(f"judged_users={self.judged_users}: expected at least 2")
         for name in ("noise", "typos"):
@@ -298,7 +302,8 @@ def play(settings: Settings, run: Run) -> None:
 
     examination: Examination | None = None
     rows: list[Row] = []
-    for name, test in track(TESTS.items(), "tests", console=Console(stderr=True), disable=not run.progress):
+    chosen = [(name, test) for name, test in TESTS.items() if settings.tests is None or name in settings.tests]
+    for name, test in track(chosen, "tests", console=Console(stderr=True), disable=not run.progress):
         done = run.directory.checkpoint / f"{name}.json"
         kept = read_sealed(done)
         if kept is None:
@@ -327,22 +332,25 @@ def score(settings: Settings, run: Run) -> None:
 def plot(settings: Settings, run: Run) -> None:
     """Popularity by rank, and the similarity of lists under each attribute value to the neutral one."""
     rows = run.read_table("llm_biases").to_dicts()
-    run.figure(
-        "llm_popularity",
-        plot_popularity(rows),
-        title="How popular is what stands at each rank",
-        caption="Popularity percentile in the training interactions, mean over users with 95 % bootstrap intervals, "
-        "of the arm, of its base's order of the same candidates, and of what the users took next (dashed). On the "
-        "right the mean of the list by how many items of the history are told.",
-    )
-    run.figure(
-        "llm_attributes",
-        plot_attributes(rows),
-        title="Lists when an attribute is told, beside the neutral list",
-        caption="PRAG*, mean over users with 95 % bootstrap intervals; 1 = the same list. The dashed line is the "
-        "neutral list asked for a second time in another order of candidates: only what lies below it is due to the "
-        "attribute.",
-    )
+    tested = {row["test"] for row in rows}
+    if {"popularity", "told"} <= tested:
+        run.figure(
+            "llm_popularity",
+            plot_popularity(rows),
+            title="How popular is what stands at each rank",
+            caption="Popularity percentile in the training interactions, mean over users with 95 % bootstrap "
+            "intervals, of the arm, of its base's order of the same candidates, and of what the users took next "
+            "(dashed). On the right the mean of the list by how many items of the history are told.",
+        )
+    if "attributes" in tested:
+        run.figure(
+            "llm_attributes",
+            plot_attributes(rows),
+            title="Lists when an attribute is told, beside the neutral list",
+            caption="PRAG*, mean over users with 95 % bootstrap intervals; 1 = the same list. The dashed line is the "
+            "neutral list asked for a second time in another order of candidates: only what lies below it is due to "
+            "the attribute.",
+        )
 
 
 def plot_popularity(rows: Sequence[Row]) -> Figure:

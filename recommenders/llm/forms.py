@@ -156,7 +156,7 @@ async def _one_question(asked: Asked, name: str, *, low: int, high: int, sign: f
 
 
 async def _each_alone(asked: Asked, name: str, low: int, high: int) -> DoubleArray | None:
-    schema = object_schema({name: integer_schema(low, high)})
+    schema = one_number(name, low, high)
 
     async def one(item: str) -> float | None:
         return await asked.ask(
@@ -170,6 +170,11 @@ async def _each_alone(asked: Asked, name: str, low: int, high: int) -> DoubleArr
         return None
     middle = float(np.mean(known))
     return np.array([middle if answer is None else answer for answer in answers])
+
+
+def one_number(name: str, low: int, high: int) -> Mapping[str, Any]:
+    """Schema of an answer of one integer."""
+    return object_schema({name: integer_schema(low, high)})
 
 
 def load_number(said: str, name: str, low: int, high: int) -> float:

@@ -7,6 +7,8 @@ counted. What users then do is not known here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +16,19 @@ from numpy.typing import NDArray
 
 from recommenders.base import Recommender, check_options
 from recommenders.llm.asking import AskingRecommender, words
-from recommenders.llm.forms import FORMS, Asked
+from recommenders.llm.forms import FORMS, Asked, one_number
 from recommenders.llm.telling import Telling, shuffled
+from recommenders.llm.tuning import TASKS, RankerTuning, told_examples
 from simenv.candidates import Candidates
-from simenv.datasets.base import LongArray
+from simenv.datasets.base import Interactions, LongArray
 from simenv.errors import ConfigError
-from simenv.language_models import LanguageModel
+from simenv.language_models import Example, LanguageModel
 from simenv.randomness import Key
 from simenv.slates import Slates
 
 MOST_CANDIDATES = 676  # two letters
+ALONE_TOKENS = 68  # longest answer about one item
+SEEDS = 1 << 63  # of torch
 
 
 class LLMRanker(AskingRecommender):
@@ -46,6 +51,8 @@ class LLMRanker(AskingRecommender):
         orders: questions in different orders, averaged.
         steps: names of templates asked in free words before.
         telling: how much is told.
+        tuning: how a local model is tuned on the log of the first `fit`, see `recommenders.llm.tuning`; None = not.
+            Only for forms that ask about one item, ``point`` and ``yes-no``.
         temperature: of the answers.
         max_fallback_share: the run stops when more than this share of questions had no usable answer.
     """
@@ -62,6 +69,7 @@ class LLMRanker(AskingRecommender):
         orders: int = 1,
         steps: Sequence[str] = (),
         telling: Telling | Mapping[str, Any] | None = None,
+        tuning: Mapping[str, Any] | None = None,
         temperature: float = 0.0,
         max_fallback_share: float = 0.2,
     ) -> None:
@@ -74,6 +82,10 @@ class LLMRanker(AskingRecommender):
         check_options(self.name, low=1, whole=True, orders=orders)
         self.form, self.candidates, self.orders = form, candidates, orders
         self.steps = tuple(steps)
+        self.tuning = None if tuning is None else RankerTuning.of(tuning)
+        if self.tuning is not None and form not in TASKS:
+            raise ConfigError(f"{self.name}: tuning with form={form}; expected one of {', '.join(TASKS)}")
+        self.adapter: Path | None = None
 
     def rank(self, users: LongArray, items: NDArray[np.int32], key: Key) -> NDArray[np.int32]:
         """The candidates of each row, best first, empties last; a row without a usable answer stays as it is.
@@ -127,6 +139,33 @@ class LLMRanker(AskingRecommender):
 
         self._each(one, range(len(users)), key)
         return out
+
+    def _fit(self, log: Interactions, key: Key) -> None:
+        super()._fit(log, key)
+        if self.tuning is None or self.adapter is not None:
+            return
+        low, high = (0, 1) if self.form == "yes-no" else (1, 5)
+        examples = []
+        for each in told_examples(log, self.teller, self.tuning, key):
+            person = self.teller.person(each.user, key, before=each.before)
+            text = self.teller.render("point", person=person, item=self.teller.item(each.item))
+            schema = one_number("yes" if self.form == "yes-no" else "stars", low, high)
+            request = self._request(text, schema, "tuning", key, form=self.form, max_tokens=ALONE_TOKENS)
+            examples.append(Example(request, high if each.taken else low))
+        self._adapt(self.language_model.tune(examples, replace(self.tuning.how, seed=key.seed % SEEDS)))
+
+    def _adapt(self, folder: Path) -> None:
+        self.adapter, self.language_model = folder, self.language_model.adapted(folder)
+
+    def _state(self) -> Mapping[str, NDArray[Any]]:
+        adapter = str(self.adapter or "").encode()
+        return {**super()._state(), "adapter": np.frombuffer(adapter, np.uint8).copy()}
+
+    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        adapter = state["adapter"].tobytes().decode()
+        if adapter and self.adapter is None:
+            self._adapt(Path(adapter))
+        super()._restore(state)
 
     def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         n = min(max(self._pool, k), self.n_items)

@@ -108,16 +108,17 @@ class Teller:
         """Rows of the log of one user, oldest first."""
         return self._order[self._ptr[user] : self._ptr[user + 1]]
 
-    def person(self, user: int, key: Key, notes: Sequence[tuple[str, str]] = ()) -> str:
+    def person(self, user: int, key: Key, notes: Sequence[tuple[str, str]] = (), *, before: int | None = None) -> str:
         """The text about one person.
 
         Args:
             user: row of the population.
             key: of the run; its seed draws the demonstrations.
             notes: (name, text) of what was found out before, in order.
+            before: only so many of the person's interactions are known, the first ones; None = all.
         """
         telling, log = self.telling, self._log
-        rows = self.history(user)
+        rows = self.history(user)[:before]
         rows = rows[max(0, len(rows) - telling.history) :]
         ratings = log.ratings[rows]
         told = [

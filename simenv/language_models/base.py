@@ -5,11 +5,13 @@ It knows nothing of users, pages or recommenders: messages in, text out.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from simenv.errors import ConfigError, SimenvError
@@ -116,6 +118,45 @@ class Completion:
     cached: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A request and the integer that a good answer gives: the only one of its schema."""
+
+    request: Request
+    value: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How a local model is tuned: low-rank adapters (Hu et al. 2021, "LoRA") on all its linear layers.
+
+    Attributes:
+        rank: of the adapters.
+        epochs: passes over the examples.
+        batch_size: examples a step.
+        learning_rate: its peak.
+        max_minutes: wall clock at which it ends before; None = no limit. The result then depends on the machine.
+        seed: of the adapters' start and of the order.
+        folder: where adapters are kept and looked for; None = `adapters` in the user's cache folder.
+    """
+
+    rank: int = 8
+    epochs: int = 2
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    max_minutes: float | None = None
+    seed: int = 0
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "epochs", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"tuning.{name}={value}: expected a whole number of at least 1")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"tuning.learning_rate={self.learning_rate}: expected a positive number")
+
+
 def estimate_tokens(text: str) -> int:
     """Tokens of a text where no tokenizer is at hand: a quarter of its characters, rounded up."""
     return -(-len(text) // 4)
@@ -163,6 +204,24 @@ class LanguageModel(ABC):
         """Dollars for these tokens, where prices are known; else 0."""
         return 0.0
 
+    def tune(self, examples: Sequence[Example], options: Tuning) -> Path:
+        """Teach the model by examples; returns a folder of adapters for `adapted`, which may be an earlier call's.
+
+        Raises:
+            ConfigError: the model's weights are not here.
+        """
+        raise ConfigError(
+            f"{self.model} cannot be tuned here; expected a local model, smollm2 or transformers, or tuning=null"
+        )
+
+    def adapted(self, folder: Path) -> LanguageModel:
+        """The same model with these adapters; accounting, budget and cache file are shared, answers are not.
+
+        Raises:
+            ConfigError: as for `tune`, or there are no adapters of this model.
+        """
+        raise ConfigError(f"{self.model} takes no adapters; expected a local model, smollm2 or transformers")
+
     async def commit(self) -> None:
         """All answers so far were used, failures included; decorators that remember them may now write them down."""
         return None
@@ -181,6 +240,15 @@ class Decorator(LanguageModel):
         self.ledger = inner.ledger
         self.concurrency = inner.concurrency
         self.compact = inner.compact
+
+    def tune(self, examples: Sequence[Example], options: Tuning) -> Path:
+        return self.inner.tune(examples, options)
+
+    def adapted(self, folder: Path) -> LanguageModel:
+        other = copy.copy(self)
+        other.inner = self.inner.adapted(folder)
+        other.model = other.inner.model
+        return other
 
     def count_tokens(self, request: Request) -> tuple[int, str]:
         return self.inner.count_tokens(request)

@@ -137,6 +137,7 @@ def transformers(
     device: str | None = None,
     dtype: str = "auto",
     compact: bool = False,
+    adapter: str | Path | None = None,
     concurrency: int | None = None,
     **around: Any,
 ) -> LanguageModel:
@@ -147,7 +148,14 @@ def transformers(
     from simenv.language_models.local.model import TransformersLocal
 
     backend = TransformersLocal(
-        path, model, readout=readout, batch_size=batch_size, device=device, dtype=dtype, compact=compact
+        path,
+        model,
+        readout=readout,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        compact=compact,
+        adapter=adapter,
     )
     return connect(backend, concurrency=2 * backend.batch_size if concurrency is None else concurrency, **around)
 

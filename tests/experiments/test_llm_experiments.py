@@ -84,6 +84,12 @@ def test_biases_are_told_test_by_test(tmp_path):
     }
 
 
+def test_some_of_the_tests_alone(tmp_path):
+    run_experiment(config("llm_biases", tmp_path / "run", "tests=[popularity]", "judged_users=6", "k=5"))
+    table = pl.read_csv(tmp_path / "run" / "tables" / "llm_biases.csv")
+    assert set(table["test"]) == {"popularity", "compliance"}
+
+
 @pytest.mark.parametrize(
     ("name", "override", "words"),
     [
@@ -92,6 +98,7 @@ def test_biases_are_told_test_by_test(tmp_path):
         ("llm_ranking", "judged_users=1", "judged_users=1"),
         ("llm_biases", "arm=popularity", "arm=popularity: expected an arm that orders candidates"),
         ("llm_biases", "noise=2", "noise=2"),
+        ("llm_biases", "tests=[order,fairness]", "tests=fairness: expected some of order, popularity"),
     ],
 )
 def test_bad_settings_are_named(name, override, words, tmp_path):

@@ -11,7 +11,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.errors import ConfigError, MissingExtraError
-from simenv.language_models.base import Completion, LanguageModel, Message, Request, UnansweredError
+from simenv.language_models.base import (
+    Completion,
+    Example,
+    LanguageModel,
+    Message,
+    Request,
+    Tuning,
+    UnansweredError,
+)
 from simenv.language_models.local.answer_slots import Slot, lead, skeleton, slots
 from simenv.language_models.local.gguf_file import check_fetched, unpacked
 
@@ -29,6 +37,7 @@ try:
     import torch
     import transformers
 
+    from simenv.language_models.local.adapters import merged, tuned
     from simenv.language_models.local.readout import LogitReadout, Tree
 except ImportError as error:
     raise MissingExtraError("llm=transformers", "torch") from error
@@ -88,9 +97,11 @@ class TransformersLocal(LanguageModel):
             and float32 on any other, which is ten times as fast there.
         compact: users are told in short templates, which ask for digits; the logits readout reads these without the
             words that say so in front of each.
+        adapter: folder of low-rank adapters (peft's form) that are merged into the weights; its name is added to the
+            model's.
 
     Raises:
-        ConfigError: no model there, no chat template, or a tokenizer without a token per digit.
+        ConfigError: no model there, no such adapters, no chat template, or a tokenizer without a token per digit.
     """
 
     def __init__(
@@ -103,6 +114,7 @@ class TransformersLocal(LanguageModel):
         device: str | None = None,
         dtype: str = "auto",
         compact: bool = False,
+        adapter: str | Path | None = None,
     ) -> None:
         if readout not in READOUTS:
             raise ConfigError(f"llm.readout={readout}: expected one of {', '.join(READOUTS)}")
@@ -118,6 +130,12 @@ class TransformersLocal(LanguageModel):
             for file in folder.glob(pattern):
                 check_fetched(file)
         name = model or (given.stem if folder is not given else folder.resolve().name)
+        self._again = partial(
+            type(self), path, name, readout=readout, batch_size=batch_size, device=device, dtype=dtype, compact=compact
+        )
+        self.folder = folder
+        if adapter is not None:
+            name = f"{name}+{Path(adapter).resolve().name}"
         super().__init__(name if readout == "json" else f"{name}:logits")
         self.readout, self.compact = readout, compact
         self.batch_size = batch_size or BATCHES[readout]
@@ -129,6 +147,8 @@ class TransformersLocal(LanguageModel):
             )
         except (OSError, ValueError, AttributeError) as error:
             raise ConfigError(f"llm.path={folder}: no usable model ({str(error).splitlines()[0]})") from error
+        if adapter is not None:
+            network = merged(network, Path(adapter))
         if not self.tokenizer.chat_template:
             raise ConfigError(f"llm.path={folder}: the tokenizer has no chat template; expected an instruction model")
         if self.tokenizer.is_fast:  # whatever the file says: a prompt is told in full
@@ -172,6 +192,27 @@ class TransformersLocal(LanguageModel):
     def check_schema(self, schema: Mapping[str, Any]) -> None:
         """Raise ConfigError where answers under this schema cannot be decoded."""
         self._slots(_written(schema))
+
+    def tune(self, examples: Sequence[Example], options: Tuning) -> Path:
+        return tuned(self, examples, options)
+
+    def adapted(self, folder: Path) -> LanguageModel:
+        other = self._again(adapter=folder)
+        other.ledger = self.ledger
+        return other
+
+    def tokens_of(self, request: Request) -> tuple[list[int], list[int]]:
+        """Of a request with a schema of one integer: its tokens up to that integer, and those of the digits asked for.
+
+        Raises:
+            ConfigError: a schema of more than one integer, or of one that no digit expresses.
+        """
+        form = self._form(request.schema or {})
+        low, high = form.asked[0]
+        if len(form.low) != 1 or (form.low[0], form.high[0]) != (low, high):
+            raise ConfigError("tuning: expected requests that are answered by one digit")
+        (prompt,) = self._prompts([request])
+        return prompt + form.tree.tokens.tolist(), [self._numbers[str(digit)] for digit in range(low, high + 1)]
 
     async def _work(self) -> None:
         """Answer what is waiting, batch by batch, in a thread so that the loop stays free."""

@@ -1,0 +1,143 @@
+"""Low-rank adapters of a local model: learnt from examples, kept under a fingerprint of all that decides them, merged.
+
+Source: Hu et al. 2021 ("LoRA"); as a recommender's, Bao et al. 2023 ("TALLRec"). The module knows neither prompts nor
+what the examples are about. torch and peft are imported only here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from simenv.errors import ConfigError, MissingExtraError
+from simenv.language_models.base import Example, Tuning
+
+if TYPE_CHECKING:
+    from simenv.language_models.local.model import TransformersLocal
+
+WEIGHTS = "adapter_model.safetensors"
+Rows = tuple[list[int], list[int], int]  # tokens up to the answer, tokens of the digits, which of these is wanted
+
+
+def merged(network: Any, folder: Path) -> Any:
+    """A network with the adapters of a folder merged into its weights.
+
+    Raises:
+        ConfigError: there are none, or not of this network.
+    """
+    peft = _peft()
+    if not (folder / "adapter_config.json").is_file():
+        raise ConfigError(f"llm.adapter={folder}: no adapter_config.json; expected a folder of adapters, as peft saves")
+    try:
+        with _quiet():
+            return peft.PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"llm.adapter={folder}: not usable with this model ({reason})") from error
+
+
+def tuned(local: TransformersLocal, examples: Sequence[Example], options: Tuning) -> Path:
+    """The folder of adapters learnt from these examples, in a call before or now.
+
+    An interrupted call goes on at the last whole epoch. Of two processes that want the same, one learns and the other
+    waits.
+    """
+    import pooch  # type: ignore[import-untyped]
+
+    if not examples:
+        raise ConfigError("tuning: no examples; expected at least one")
+    rows = [(*local.tokens_of(each.request), each.value - _low(each)) for each in examples]
+    parent = Path(options.folder) if options.folder else Path(pooch.os_cache("simenv")) / "adapters"
+    decides = {"model": local.folder.name, **asdict(options), "folder": None}
+    content = json.dumps([decides, rows], sort_keys=True).encode()
+    folder = parent / f"{local.folder.name}-{hashlib.sha256(content).hexdigest()[:12]}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with open(folder.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / WEIGHTS).is_file():
+                _learn(local, rows, options, folder)
+    except OSError as error:
+        raise ConfigError(f"tuning.folder={parent}: cannot be written ({error.strerror or error})") from error
+    return folder
+
+
+def _low(example: Example) -> int:
+    (integer,) = (example.request.schema or {})["properties"].values()
+    return int(integer["minimum"])
+
+
+def _learn(local: TransformersLocal, rows: Sequence[Rows], options: Tuning, folder: Path) -> None:
+    """Train adapters, and write them whole or not at all."""
+    import transformers
+
+    from simenv.training.loop import Training, TrainingOptions, seeded
+
+    peft = _peft()
+    device = torch.device(local.device)
+    network: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        local.folder, local_files_only=True, dtype=torch.float32
+    )
+    how = peft.LoraConfig(
+        r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with seeded(options.seed, device), _quiet():
+        network = peft.get_peft_model(network, how).to(device)
+    body, head = network.get_base_model().model, network.get_output_embeddings().weight
+
+    def loss(batch: Sequence[Rows]) -> tuple[Tensor, int]:
+        ends = torch.tensor([len(tokens) - 1 for tokens, _, _ in batch], device=device)
+        ids = torch.zeros((len(batch), int(ends.max()) + 1), dtype=torch.long, device=device)
+        for row, (tokens, _, _) in enumerate(batch):
+            ids[row, : len(tokens)] = torch.tensor(tokens, device=device)  # padded where no token before looks
+        states = body(input_ids=ids, use_cache=False).last_hidden_state[torch.arange(len(batch), device=device), ends]
+        scores = torch.stack([functional.linear(state, head[digits]) for state, (_, digits, _) in zip(states, batch)])
+        return functional.cross_entropy(scores.float(), torch.tensor([w for _, _, w in batch], device=device)), len(
+            batch
+        )
+
+    def batches(epoch: int) -> Iterator[list[Rows]]:
+        order = np.random.default_rng([options.seed, epoch, 0x10A]).permutation(len(rows))
+        for start in range(0, len(order), options.batch_size):
+            yield [rows[row] for row in order[start : start + options.batch_size].tolist()]
+
+    checkpoint = folder.with_suffix(".checkpoint")
+    options_ = TrainingOptions(
+        epochs=options.epochs, learning_rate=options.learning_rate, weight_decay=0.0, max_minutes=options.max_minutes
+    )
+    training = Training(network, loss, options_, seed=options.seed, checkpoint=checkpoint)
+    progress = training.run(batches, -(-len(rows) // options.batch_size))
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        whole = Path(temporary) / "adapter"
+        network.save_pretrained(whole)
+        told = {"examples": len(rows), "losses": progress.losses, "steps": progress.step, "seconds": progress.seconds}
+        (whole / "tuning.json").write_text(json.dumps({**asdict(options), **told}, indent=1))
+        whole.rename(folder)
+    checkpoint.unlink(missing_ok=True)
+    print(f"{local.model} tuned on {len(rows)} examples in {progress.seconds:.0f} s: {folder}", file=sys.stderr)
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError("adapters of a local model", "torch") from error
+    return peft
+
+
+def _quiet() -> warnings.catch_warnings:
+    """peft reads an attribute that transformers renames."""
+    return warnings.catch_warnings(action="ignore", category=FutureWarning)
