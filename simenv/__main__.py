@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("experiments.__main__.main", "play an experiment; `simenv run --help` lists them"),
     "report": ("simenv.report.page.main", "rebuild the page of a run directory, or compare several"),
     "data": ("simenv.datasets.command.main", "which data sets are where; fetch or check one"),
+    "bench-rl": ("experiments.rl.bench.main", "agents against baselines and bounds on the environments"),
     "serve": ("simenv.language_models.serve.main", "a local language model behind the OpenAI protocol"),
     "doctor": ("simenv.doctor.main", "versions, devices, extras, data: what a bug report needs"),
 }
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if name in ("-h", "--help"):
             print("simenv COMMAND ...\n")
-            print("\n".join(f"  {command:<8}{line}" for command, (_, line) in COMMANDS.items()))
+            print("\n".join(f"  {command:<10}{line}" for command, (_, line) in COMMANDS.items()))
             print("\n`simenv COMMAND --help` says more.")
             return 0
         if name == "--version":

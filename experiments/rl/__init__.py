@@ -1,0 +1,1 @@
+"""The benchmark of reinforcement learning, `simenv bench-rl`."""
