@@ -50,6 +50,7 @@ class Purpose(IntEnum):
     SHOTS = 21
     CANDIDATE_ORDER = 22
     RETURN = 23
+    ASSIGN = 24
 
 
 @dataclass(frozen=True, slots=True)

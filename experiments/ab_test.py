@@ -1,0 +1,286 @@
+"""ab_test: by how much does an A/B test of two recommenders on one platform miss what switching everybody would do?
+
+In the same worlds and with the same luck, everybody is served by the control, everybody by the treatment, and a test
+serves a share of the users with the treatment. What the two learn from in the test is an option: one pooled log, or
+each the feedback of its own users (Brennan et al. 2025, "Reducing symbiosis bias through better A/B tests of
+recommendation algorithms").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.replications.targets import interval
+from experiments.running import course
+from experiments.running.course import Claims, Run, warn_if_undecidable
+from experiments.running.design import Design, Spec
+from recommenders.shared import LOGS, treated
+from simenv import checks
+from simenv.conclusions.claims import Claim, judge
+from simenv.errors import ConfigError
+from simenv.events import Events, read_events
+from simenv.metrics.table import BY_NAME
+
+OUTCOMES = {  # metric -> what it is called, and each user's value from impressions
+    "ctr": ("click-through rate", "clicked"),
+    "true_utility": ("true utility of what is shown", "true_utility"),
+    "arp_pct": ("popularity percentile of what is shown", "popularity0_pct"),
+}
+SWITCHED = "everybody"  # the arm of the table that holds the true effect
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(course.Settings):
+    """The two recommenders, and how the test is made.
+
+    Attributes:
+        control: arm that everybody has now.
+        treatment: arm that would replace it.
+        share: chance of a user to be treated in the test.
+        logs: what the two learn from in a test, some of `recommenders.shared.LOGS`.
+        last_rounds: at the end of the run, over which outcomes are averaged.
+        alpha: error rate of the claims.
+    """
+
+    control: str
+    treatment: str
+    share: float
+    logs: Sequence[str]
+    last_rounds: int
+    alpha: float
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """The settings that a configuration describes; its arms are control and treatment."""
+        return super().of({**config, "arms": [config["control"], config["treatment"]], "references": []})
+
+    def __post_init__(self) -> None:
+        checks.share("share", self.share, open_low=True, open_high=True)
+        checks.whole("last_rounds", self.last_rounds, 1, self.design.rounds)
+        if self.control == self.treatment:
+            raise ConfigError(f"treatment={self.treatment}: is the control too; expected another recommender")
+        for log in self.logs:
+            checks.one_of("logs", log, LOGS)
+        for _, mode in self.design.arms:
+            checks.one_of("modes", mode, ("loop", "frozen"))
+
+    @property
+    def modes(self) -> list[str]:
+        return list(dict.fromkeys(mode for _, mode in self.design.arms))
+
+    def tests(self, mode: str) -> dict[str, str]:
+        """Arm of each test by what it learns from; one is enough where nothing is learnt."""
+        return {log: f"test-{log}" for log in (self.logs if mode == "loop" else self.logs[:1])}
+
+    def designs(self) -> dict[str, Design]:
+        """Everybody on the control, everybody on the treatment, and the tests."""
+        design = self.design
+        parts = {"control": design.recommenders[self.control], "treatment": design.recommenders[self.treatment]}
+        shared = {"_target_": "recommenders.shared.Shared", "share": self.share, **parts}
+        recommenders = {**design.recommenders, **{f"test-{log}": shared | {"log": log} for log in self.logs}}
+        tests = tuple((arm, mode) for mode in self.modes for arm in self.tests(mode).values())
+        return {"": replace(design, recommenders=recommenders, arms=design.arms + tests)}
+
+    def recommenders(self) -> dict[str, Spec]:
+        """Control and treatment; the tests follow from them."""
+        return self.design.used_recommenders()
+
+
+def play(settings: Settings, run: Run) -> None:
+    """Both worlds of everybody, and the tests."""
+    warn_if_undecidable(settings.design, settings.alpha)
+    run.play(settings.designs())
+
+
+# -- scoring ------------------------------------------------------------------------------------------------------
+
+
+def score(settings: Settings, run: Run) -> Claims:
+    """What switching does, and by how much each test misses it; also writes `tables/ab_test.csv`."""
+    import polars as pl
+
+    rows: list[dict[str, Any]] = []
+    cells: list[tuple[int, str, str, int, str, str, float]] = []
+    for mode in settings.modes:
+        for metric in OUTCOMES:
+            worlds = [_World.read(settings, run, seed, mode, metric) for seed in settings.design.seeds]
+            true = np.array([world.true for world in worlds])
+            rows.append(_row(mode, metric, SWITCHED, true))
+            cells += [(w.seed, SWITCHED, mode, 0, "all", metric, w.true) for w in worlds]
+            for log, arm in settings.tests(mode).items():
+                naive = np.array([world.naive(arm) for world in worlds])  # (S, 3): estimate, low, high
+                bias = np.array([world.bias(arm) for world in worlds])
+                found = _row(mode, metric, arm, naive[:, 0])
+                found |= {"learns_from": log} | _columns("bias", bias)
+                found["covered"] = int(((naive[:, 1] <= true) & (true <= naive[:, 2])).sum())
+                found["wrong_sign"] = int((((naive[:, 1] > 0) & (true < 0)) | ((naive[:, 2] < 0) & (true > 0))).sum())
+                rows.append(found)
+                cells += [(w.seed, arm, mode, 0, "all", metric, w.true + b) for w, b in zip(worlds, bias, strict=True)]
+            zero = [(w.seed, "nothing", mode, 0, "all", metric, 0.0) for w in worlds]
+            cells += zero
+    columns = ["seed", "arm", "mode", "round", "group", "metric", "value"]
+    types = {"learns_from": "String"} | dict.fromkeys(("bias", "bias_ci_low", "bias_ci_high"), "Float64")
+    run.table("ab_test", _filled(rows), types | dict.fromkeys(("covered", "wrong_sign"), "Int64"))
+    table = pl.DataFrame(cells, schema=columns, orient="row")
+    return judge(table, claims(settings), regime=settings.design.repeat, alpha=settings.alpha)
+
+
+def claims(settings: Settings) -> list[Claim]:
+    """The true effect on each outcome, and the bias of each test of it."""
+    names = f"{settings.treatment} instead of {settings.control}"
+    stated = []
+    for mode in settings.modes:
+        for metric, (words, _) in OUTCOMES.items():
+            margin = BY_NAME[metric].margin
+            stated.append(
+                Claim(
+                    name=f"effect:{mode}:{metric}",
+                    arm=SWITCHED,
+                    metric=metric,
+                    cause=f"{names} for everybody ({mode})",
+                    quantity=f"the {words}",
+                    estimand="level",
+                    mode=mode,
+                    control_arm="nothing",
+                    control_mode=mode,
+                    margin=margin,
+                )
+            )
+            for log, arm in settings.tests(mode).items():
+                how = f"by a test in which both learn from the {log} log" if mode == "loop" else "by a frozen test"
+                stated.append(
+                    Claim(
+                        name=f"bias:{log}:{mode}:{metric}",
+                        arm=arm,
+                        metric=metric,
+                        cause=f"measuring {names} {how} instead of switching everybody",
+                        quantity=f"the effect found on the {words}",
+                        estimand="level",
+                        mode=mode,
+                        control_arm=SWITCHED,
+                        control_mode=mode,
+                        margin=margin,
+                    )
+                )
+    return stated
+
+
+@dataclass(frozen=True, kw_only=True)
+class _World:
+    """One outcome of every user of one seed, (n_users,), NaN without a page; by arm."""
+
+    seed: int
+    by_arm: Mapping[str, Floats]
+    treated: NDArray[np.bool_]
+    control: str
+    treatment: str
+    alpha: float
+
+    @classmethod
+    def read(cls, settings: Settings, run: Run, seed: int, mode: str, metric: str) -> _World:
+        column, first = OUTCOMES[metric][1], settings.design.rounds - settings.last_rounds
+        arms = [settings.control, settings.treatment, *settings.tests(mode).values()]
+        logs = {arm: read_events(run.path, seed=seed, arm=arm, mode=mode) for arm in arms}
+        n_users = _n_users(run, seed)
+        return cls(
+            seed=seed,
+            by_arm={arm: _by_user(log, column, first, n_users) for arm, log in logs.items()},
+            treated=treated(seed, n_users, settings.share),
+            control=settings.control,
+            treatment=settings.treatment,
+            alpha=settings.alpha,
+        )
+
+    @property
+    def true(self) -> float:
+        """What switching everybody does: mean over all users of treatment minus control."""
+        return float(np.nanmean(self.by_arm[self.treatment]) - np.nanmean(self.by_arm[self.control]))
+
+    def naive(self, arm: str) -> tuple[float, float, float]:
+        """What an analyst of the test reports: difference of the groups' means, and Welch's interval over users."""
+        from scipy import stats
+
+        values = self.by_arm[arm]
+        groups = [values[rows & ~np.isnan(values)] for rows in (self.treated, ~self.treated)]
+        result = stats.ttest_ind(*groups, equal_var=False)
+        low, high = result.confidence_interval(1 - self.alpha)
+        return float(groups[0].mean() - groups[1].mean()), float(low), float(high)
+
+    def bias(self, arm: str) -> float:
+        """Naive minus true effect, without the luck of who was treated: how far the test moves the treated from where
+        they are if everybody is treated, minus the same of the others and the control.
+
+        Users are assigned by a fair draw, so that its mean is that of naive minus true; each user being their own
+        control, its spread over seeds is far smaller.
+        """
+        found = self.by_arm[arm]
+        moved = [found - self.by_arm[self.treatment], found - self.by_arm[self.control]]
+        return float(np.nanmean(moved[0][self.treated]) - np.nanmean(moved[1][~self.treated]))
+
+
+def _by_user(log: Events, column: str, first_round: int, n_users: int) -> Floats:
+    late = log.take(log.round >= first_round)
+    shown = np.bincount(late.user, minlength=n_users)
+    total = np.bincount(late.user, weights=getattr(late, column).astype(np.float64), minlength=n_users)
+    return np.divide(total, shown, out=np.full(n_users, np.nan), where=shown > 0)
+
+
+def _n_users(run: Run, seed: int) -> int:
+    import polars as pl
+
+    return pl.read_parquet(run.path / "users.parquet", glob=False).filter(pl.col("seed") == seed).height
+
+
+def _row(mode: str, metric: str, arm: str, effect: Floats) -> dict[str, Any]:
+    row: dict[str, Any] = {"mode": mode, "metric": metric, "arm": arm} | _columns("effect", effect)
+    return row | {"sd": float(effect.std(ddof=1)) if len(effect) > 1 else float("nan"), "n_seeds": len(effect)}
+
+
+def _columns(name: str, values: Floats) -> dict[str, float]:
+    found = interval(values)
+    return {name: found.estimate, f"{name}_ci_low": found.low, f"{name}_ci_high": found.high}
+
+
+def _filled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+# -- figure -------------------------------------------------------------------------------------------------------
+
+
+def plot(settings: Settings, run: Run) -> None:
+    """What the tests find beside what switching everybody does, an outcome a panel."""
+    from simenv.figures.style import INK, LABEL, small_multiples
+
+    table = run.read_table("ab_test")
+    figure, panels = small_multiples(len(OUTCOMES), height=3.6, share=False)
+    for (metric, (words, _)), panel in zip(OUTCOMES.items(), panels, strict=True):
+        rows = [row for row in table.iter_rows(named=True) if row["metric"] == metric]
+        for place, row in enumerate(reversed(rows)):
+            color = INK if row["arm"] == SWITCHED else "#0072b2" if row["learns_from"] == "pooled" else "#d55e00"
+            values = (row["effect"], row["effect_ci_low"], row["effect_ci_high"])
+            low, high = (values[0] if end is None else end for end in values[1:])
+            panel.plot([low, high], [place, place], color=color, linewidth=2)
+            panel.plot([values[0]], [place], "o" if row["arm"] == SWITCHED else "s", color=color)
+        panel.axvline(0, color="#888888", linewidth=1)
+        names = [SWITCHED if row["arm"] == SWITCHED else row["arm"].replace("-", ", ") + " log" for row in rows]
+        labels = [f"{name}\n({row['mode']})" for name, row in zip(names, rows, strict=True)]
+        panel.set_yticks(range(len(rows)), labels[::-1] if panel is panels[0] else [""] * len(rows))
+        panel.set_xlabel(f"effect on the {words}", fontsize=LABEL, wrap=True)
+    run.figure(
+        "ab_test",
+        figure,
+        title="What the test finds and what switching does",
+        caption=(
+            f"Effect of {settings.treatment} instead of {settings.control} over the last {settings.last_rounds} "
+            "rounds: of switching everybody, and the difference between the two groups of a test. Means over "
+            f"{settings.design.n_seeds} seeds with 95 % intervals."
+        ),
+    )

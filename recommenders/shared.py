@@ -1,0 +1,147 @@
+"""One platform shared by two recommenders: a share of the users is served by the one, the others by the other.
+
+It is what a company's A/B test is. The module does not know what is measured in which group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recommenders.base import Recommender
+from simenv import checks
+from simenv.candidates import Candidates
+from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray
+from simenv.errors import ConfigError
+from simenv.randomness import Key, Purpose, uniforms
+from simenv.slates import SeesDataset, SeesTruth, Slates, asks_model
+
+LOGS = ("pooled", "own")
+
+
+def treated(seed: int, n_users: int, share: float) -> NDArray[np.bool_]:
+    """Which users are served by the treatment, (n_users,): a hash of seed and user, the same in every arm."""
+    return uniforms(Key(seed), Purpose.ASSIGN, np.arange(n_users), 0) < share
+
+
+class Shared(Recommender):
+    """Serves `share` of the users with `treatment`, the others with `control`.
+
+    Both learn from what came before the first fit. Of what comes after, with ``log: pooled`` both learn from all users'
+    feedback, as A/B tests on one training log do; with ``log: own`` each from that of the users it serves
+    ("data-diverted"). Brennan et al. (2025), "Reducing symbiosis bias through better A/B tests of recommendation
+    algorithms", say how the first biases the difference between the groups.
+
+    Args:
+        control: recommender of the users who are not treated.
+        treatment: recommender of the users who are.
+        share: chance of a user to be treated, in (0, 1).
+        log: ``pooled`` or ``own``.
+
+    Raises:
+        ConfigError: an option out of range; both recommenders ask a language model, and their costs could not be
+            told apart.
+    """
+
+    name = "shared"
+    pads_batches = False
+
+    def __init__(
+        self, control: Recommender, treatment: Recommender, *, share: float = 0.5, log: str = "pooled"
+    ) -> None:
+        for part, one in (("control", control), ("treatment", treatment)):
+            if not isinstance(one, Recommender):
+                raise ConfigError(f"{self.name}: {part} is a {type(one).__name__}; expected a Recommender")
+        checks.share("shared.share", share, open_low=True, open_high=True)
+        checks.one_of("shared.log", log, LOGS)
+        if asks_model(control) and asks_model(treatment):
+            raise ConfigError(f"{self.name}: both recommenders ask a language model; expected one that does at most")
+        self.parts = {"control": control, "treatment": treatment}
+        self.share, self.learns_from = share, log
+        self._n_before: int | None = None  # rows of the first log
+
+    def bind_dataset(self, dataset: Dataset) -> None:
+        """Show the data set to whichever of the two wants to see it."""
+        for part in self.parts.values():
+            if isinstance(part, SeesDataset):
+                part.bind_dataset(dataset)
+
+    def bind_truth(self, utility: Callable[[NDArray[Any]], NDArray[np.float32]]) -> None:
+        """Show the truth to whichever of the two wants to see it."""
+        for part in self.parts.values():
+            if isinstance(part, SeesTruth):
+                part.bind_truth(utility)
+
+    @property
+    def accounting(self) -> dict[str, Any] | None:
+        """What one of the two asked a language model; None where none does."""
+        return next((part.accounting for part in self.parts.values() if asks_model(part)), None)
+
+    def dry_run(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key, *, pages: int) -> object:
+        """What these pages would take; see `simenv.slates.AsksModel`."""
+        for name, part in self.parts.items():
+            if asks_model(part):
+                share = self.share if name == "treatment" else 1 - self.share
+                return part.dry_run(users, slates, key, pages=round(pages * share))
+        raise ConfigError(f"{self.name}: neither recommender asks a language model")
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        for name, part in self.parts.items():
+            part.save(Path(folder) / name)
+
+    def load(self, folder: Path) -> None:
+        super().load(folder)
+        for name, part in self.parts.items():
+            part.load(Path(folder) / name)
+
+    def _fit(self, log: Interactions, key: Key) -> None:
+        if key.round == 0 or self._n_before is None:
+            self._treated, self._n_before = treated(key.seed, log.n_users, self.share), len(log)
+        for name, part in self.parts.items():
+            part.fit(self._seen(log, name, self._n_before), key=key)
+
+    def _update(self, new: Interactions, key: Key) -> None:
+        for name, part in self.parts.items():
+            part.update(self._seen(new, name, 0), key=key)
+
+    def _seen(self, log: Interactions, name: str, n_before: int) -> Interactions:
+        """What a part learns from: everything, or the first `n_before` rows and those of the users it serves."""
+        if self.learns_from == "pooled":
+            return log
+        own = self._treated[log.users] == (name == "treatment")
+        own[:n_before] = True
+        return log.take(own)
+
+    def _state(self) -> Mapping[str, NDArray[Any]]:
+        return {"treated": self._treated, "n_before": np.array(self._n_before)}
+
+    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The two restore themselves."""
+        self._treated, self._n_before = state["treated"], int(state["n_before"])
+
+    def _served(self, users: LongArray) -> Iterator[tuple[Recommender, NDArray[np.bool_]]]:
+        for name, part in self.parts.items():
+            rows = self._treated[users] == (name == "treatment")
+            if rows.any():
+                yield part, rows
+
+    def _score(self, users: LongArray) -> FloatArray:
+        scores = np.empty((len(users), self.n_items), np.float32)
+        for part, rows in self._served(users):
+            scores[rows] = part.scores(users[rows])
+        return scores
+
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
+        items = np.full((len(users), k), -1, np.int32)
+        propensity = np.ones((len(users), k))
+        for part, rows in self._served(users):
+            slates = part.recommend(users[rows], k, candidates.rows(rows), key=key)
+            items[rows] = slates.item_ids
+            if slates.propensity is not None:
+                propensity[rows] = slates.propensity
+        return Slates(item_ids=items, propensity=propensity)
