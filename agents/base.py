@@ -20,6 +20,7 @@ from simenv import checks
 from simenv.candidates import Candidates, insert, is_out
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray, RatingScale, Tastes
 from simenv.errors import SimenvError
+from simenv.interventions import Course
 from simenv.randomness import Key, Purpose, fold, prefix, to_uniform
 from simenv.slates import Responses
 
@@ -34,6 +35,7 @@ class UserModel(ABC):
     population: Population
     rating_scale: RatingScale
     warm_start: Interactions
+    course: Course | None = None
 
     def bind(
         self, dataset: Dataset, tastes: Tastes, *, seed: int, repeat: str = "never", traits: Traits | None = None
@@ -94,8 +96,14 @@ class UserModel(ABC):
         """
         users, slates = aligned(users, slates)
         responses = self.answer(users, slates, key)
+        if self.course:
+            responses = self.course.done(users, slates, responses, key.round)
         self.population.absorb(users, slates, responses, key)
         return responses
+
+    def follow(self, course: Course) -> None:
+        """Click, and do not click, what this course says, whatever the rule of these users is."""
+        self.course = course
 
     def answer(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key) -> Responses:
         """What these users would do with a page each as they are now; nothing changes. Arguments as of `respond`."""
@@ -195,6 +203,7 @@ class UserModel(ABC):
     def twin(self) -> UserModel:
         """A shadow twin: the same users in the same state, who go their own way from now on."""
         other = copy.copy(self)
+        other.course = None
         other.population = copy.copy(self.population)
         for name, values in self.population.state_dict().items():
             setattr(other.population, name, values)

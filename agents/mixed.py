@@ -20,6 +20,7 @@ from agents.base import UserModel, aligned, require
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, LongArray, Tastes
 from simenv.errors import ConfigError
+from simenv.interventions import Course
 from simenv.numeric import places_in_groups
 from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Responses, asks_model
@@ -130,6 +131,11 @@ class MixedUsers(UserModel):
         n = len(self.sampled)
         self._own = np.zeros((len(COUNTS), n))  # counts of this round by the model that moves the user
         self._other = np.zeros((len(COUNTS), n))  # and by the others' model
+
+    def follow(self, course: Course) -> None:
+        super().follow(course)
+        for part in (self.sample, self.others):
+            part.follow(course)
 
     # -- one page -----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from simenv.candidates import Candidates, pack
 from simenv.datasets.base import Dataset, Interactions
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import Events
+from simenv.interventions import Course
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel
@@ -119,6 +120,7 @@ class Platform(Model):
         luck_seed: of every draw of users and slates; None = `seed`.
         mode: see `Mode`.
         schedule: see `Schedule`.
+        course: what is done to this course of the loop; None = nothing.
 
     Attributes:
         round: the next round to be played, from 0.
@@ -140,11 +142,15 @@ class Platform(Model):
         luck_seed: int | None = None,
         mode: Mode | str = "loop",
         schedule: Schedule | None = None,
+        course: Course | None = None,
     ) -> None:
         super().__init__(seed=seed)
         self.dataset, self.users, self.recommender = dataset, users, recommender
         self.mode = Mode.parse(mode) if isinstance(mode, str) else mode
         self.schedule = schedule or Schedule()
+        self.course = Course() if course is None else course
+        if self.course:
+            users.follow(self.course)
         self.world_seed = seed
         self.fit_seed = seed if fit_seed is None else fit_seed
         self.luck_seed = seed if luck_seed is None else luck_seed
@@ -169,17 +175,24 @@ class Platform(Model):
         self._clock0 = int(warm.times.max()) + 1 if len(warm) else 0
         self.twins: UserModel | None = users.twin() if self.mode.feedback in ("organic", "exogenous") else None
         if recommender is not None:
-            if isinstance(recommender, SeesDataset):
-                recommender.bind_dataset(dataset)
-            if isinstance(recommender, SeesTruth):
-                recommender.bind_truth(users.utility)
+            self._serve_with(recommender)
             recommender.fit(self.log, key=Key(self.fit_seed, 0))
+
+    def _serve_with(self, recommender: Recommender) -> None:
+        self.recommender = recommender
+        if isinstance(recommender, SeesDataset):
+            recommender.bind_dataset(self.dataset)
+        if isinstance(recommender, SeesTruth):
+            recommender.bind_truth(self.users.utility)
 
     # -- one round ---------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         """Play one round: every active user's session, then retraining."""
-        key = Key(self.luck_seed, self.round)
+        if (swapped := self.course.swapped_in(range(self.round, self.round + 1))) is not None:
+            self._serve_with(swapped)
+            swapped.fit(self.training_log(), key=Key(self.fit_seed, self.round))
+        key = self._luck(self.round)
         active = self.active_users(self.round)
         pages = self._sessions(active, key)
         self.round_events = Events.concat([events for events, _ in pages])
@@ -200,13 +213,17 @@ class Platform(Model):
         if self.schedule.activity < 1:
             chance = np.minimum(1.0, 2 * self.schedule.activity * self.users.activity)
             everyone = np.arange(self.dataset.n_users)
-            present &= uniforms(Key(self.luck_seed, round), Purpose.ACTIVE, everyone, 0) < chance
+            present &= uniforms(self._luck(round), Purpose.ACTIVE, everyone, 0) < chance
         return np.flatnonzero(present)
 
     def available_items(self, round: int) -> NDArray[np.bool_] | None:
-        """Which items have arrived by `round`, (n_items,); None = all."""
+        """Which items have arrived by `round` and are still there, (n_items,); None = all."""
         arrived = self.item_arrival <= round
+        arrived[self.course.removed(round)] = False
         return None if arrived.all() else arrived
+
+    def _luck(self, round: int) -> Key:
+        return Key(self.luck_seed if round >= self.course.luck_from else self.world_seed, round)
 
     def _sessions(self, active: NDArray[np.int64], key: Key) -> list[tuple[Events, Interactions]]:
         pages = []
@@ -220,6 +237,8 @@ class Platform(Model):
                 out = shown if out is None else out | shown
             candidates = Candidates.of(n_items, out=out, available=available)
             slates = self._slates(active, page_key, candidates)
+            if self.course and page == 0:
+                slates = replace(slates, item_ids=self.course.shown(active, slates.item_ids, candidates, key.round))
             best = self.users.best_utility(active, self.schedule.slate_size, candidates)
             responses = self.users.respond(active, slates.item_ids, page_key)
             pages.append(self._record(active, slates, responses, best, page_key))
@@ -423,6 +442,8 @@ class Platform(Model):
         self._feedback = [feedback.take(slice(end - n, end)) for n, end in zip(lengths, ends, strict=True)]
         self.gone = arrays["gone"]
         self.round = self.steps = round_
+        if (swapped := self.course.swapped_in(range(round_))) is not None:
+            self._serve_with(swapped)
         if self.recommender is not None:
             self.recommender.load(folder / "recommender")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, Interactions
 from simenv.randomness import Key
+
+if TYPE_CHECKING:
+    from simenv.interventions import Course
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,8 @@ class UserModel(Protocol):
     def satisfaction(self) -> NDArray[np.float32]: ...
 
     def respond(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key) -> Responses: ...
+
+    def follow(self, course: Course) -> None: ...
 
     def end_round(self, round: int) -> None: ...
 

@@ -20,6 +20,7 @@ from simenv import checks
 from simenv.datasets.base import Dataset, Interactions, Tastes
 from simenv.datasets.splits import distinct, hold_out, pair_keys
 from simenv.errors import ConfigError, MissingExtraError, SimenvError, did_you_mean
+from simenv.interventions import Course, Intervention
 from simenv.language_models.factories import Carries
 from simenv.language_models.wire.secrets import public
 from simenv.metrics.reference import Reference
@@ -85,6 +86,8 @@ class Design:
             not show; its answers become rows of `metrics.csv`, group ``all``.
         metrics: of the user's own, measured beside simenv's: each a `simenv.metrics.MetricSpec`, a function of (events,
             reference, group), the dotted name of either, or a spec with `_target_` that makes one.
+        courses: what is done to an arm's course of the loop, by arm.
+        luck_from: round from which `luck` counts; before it, draws are the world's own.
     """
 
     dataset: Spec
@@ -107,6 +110,8 @@ class Design:
     record_every: int = 1
     probe: str | None = None
     metrics: Sequence[Spec] = ()
+    courses: Mapping[str, Sequence[Intervention]] = field(default_factory=dict)
+    luck_from: int = 0
 
     def __post_init__(self) -> None:
         checks.check_fields(self)
@@ -160,12 +165,14 @@ class Design:
         self.make_metrics()
         for arm, _ in self.arms:
             self.make_recommender(arm)
+            self.make_course(arm)
         if data:
             self._known(self.load_dataset(self.seed))
 
     def used_recommenders(self) -> dict[str, Spec]:
         """The specs of the arms that are played."""
-        return {arm: self.recommenders[arm] for arm, _ in self.arms if arm != "none"}
+        swapped = [each.recommender for done in self.courses.values() for each in done if each.recommender]
+        return {arm: self.recommenders[arm] for arm in [*dict(self.arms), *swapped] if arm != "none"}
 
     def make_users(self) -> UserModel:
         """A fresh, unbound user model."""
@@ -193,6 +200,12 @@ class Design:
         if not isinstance(made, Recommender):
             raise ConfigError(f"recommenders.{arm}={made!r}: expected a recommender, such as {{_target_: PATH}}")
         return made
+
+    def make_course(self, arm: str) -> Course:
+        """What is done to an arm, with fresh recommenders for those that are swapped in."""
+        done = self.courses.get(arm, ())
+        swapped = {each.recommender: self.make_recommender(each.recommender) for each in done if each.recommender}
+        return Course(done, recommenders=swapped, luck_from=self.luck_from)
 
     def make_probe(self) -> Callable[[Platform], Mapping[str, float]] | None:
         """The function that `probe` names."""
@@ -229,7 +242,7 @@ class Design:
         """The world of one seed: data, tastes, traits and what is frozen at round 0."""
         dataset = self._known(self.load_dataset(seed))
         tastes = dataset.tastes
-        fraction = self.user_fraction or (0.8 if self.n_seeds > 1 and tastes is None else 1.0)
+        fraction = self.fraction(dataset)
         if fraction < 1:
             dataset = dataset.sample_users(max(1, round(fraction * dataset.n_users)), seed)
             tastes = dataset.tastes
@@ -242,6 +255,10 @@ class Design:
             traits=Traits.from_dataset(dataset),
             reference=Reference.from_dataset(dataset, seed),
         )
+
+    def fraction(self, dataset: Dataset) -> float:
+        """Share of the users of these data who are in each seed's world."""
+        return self.user_fraction or (0.8 if self.n_seeds > 1 and dataset.tastes is None else 1.0)
 
     def _known(self, dataset: Dataset) -> Dataset:
         """What everyone may know, the holdout apart.
@@ -304,13 +321,15 @@ class Design:
     def digest(self) -> str:
         """A fingerprint of everything that decides the results."""
         parts = {f.name: _plain(without_carrying(getattr(self, f.name))) for f in fields(self)}
-        if not self.metrics:  # so that runs from before there were any go on
-            del parts["metrics"]
+        for name in ("metrics", "courses", "luck_from"):  # so that runs from before there were any go on
+            if not getattr(self, name):
+                del parts[name]
         parts["recommenders"] = _plain(without_carrying(self.used_recommenders()))
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-_OWN = tuple(f.name for f in fields(Design) if f.name not in ("arms", "schedule", "fit", "luck", "metrics"))
+_NOT_KEYS = ("arms", "schedule", "fit", "luck", "metrics", "courses", "luck_from")  # of a configuration
+_OWN = tuple(f.name for f in fields(Design) if f.name not in _NOT_KEYS)
 _OF_WORLDS = ("dataset", "tastes", "refit_tastes", "n_users", "n_items", "holdout", "user_fraction")
 
 
@@ -472,6 +491,8 @@ def _plain(value: Any) -> Any:
         return {f.name: getattr(value, f.name) for f in fields(value)}
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
+    if isinstance(value, Intervention):
+        return [value.round, str(value)]
     if isinstance(value, Dataset):
         log = value.interactions
         content = hashlib.sha256()

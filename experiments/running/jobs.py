@@ -62,6 +62,7 @@ class JobRun:
             luck_seed=job.seed + _VARIANT * design.luck,
             mode=job.mode,
             schedule=design.schedule,
+            course=design.make_course(job.arm),
         )
         page_rows = max(1, world.dataset.n_users * design.schedule.slate_size * design.schedule.max_pages)
         self.writer = EventWriter(
@@ -248,7 +249,9 @@ def check_gates(design: Design, world: World, folder: Path) -> list[str]:
         popularity_pct=world.reference.percentile,
         repeat=design.repeat,
         deterministic={
-            arm for (arm, mode), log in logs.items() if mode == "frozen" and bool((log.propensity == 1).all())
+            arm
+            for (arm, mode), log in logs.items()
+            if mode == "frozen" and arm not in design.courses and bool((log.propensity == 1).all())
         },
         fixed_catalogue=design.schedule.arriving_items == 0,
     )
