@@ -105,19 +105,24 @@ async def by_pair(asked: Asked) -> DoubleArray | None:
 
 
 async def by_pick(asked: Asked) -> DoubleArray | None:
-    """One candidate is taken, by its number; the others are equal."""
-    n = len(asked.items)
-    numbered = [(str(place + 1), text) for place, text in enumerate(asked.items)]
-    text = asked.render("list", items=numbered)
-    pick = await asked.ask(
-        asked.request(text, object_schema({"pick": integer_schema(1, n)}), "pick"),
-        lambda said: load_number(said, "pick", 1, n),
-    )
-    if pick is None:
-        return None
-    scores = np.zeros(n)
-    scores[round(pick) - 1] = 1.0
-    return scores
+    """One candidate is taken, by its letter; the others are equal.
+
+    In the logits readout the scores are the chances of all letters, from one forward pass: LlamaRec's verbaliser.
+    """
+    ids = opaque_ids(len(asked.items))
+
+    def parse(said: str) -> DoubleArray:
+        given = load_object(said).get("pick")
+        if isinstance(given, dict):
+            return np.array([read_number(given.get(each, 0), (0, 1), "pick", repaired=True) for each in ids])
+        named = str(given).strip().strip('"').upper()
+        if named not in ids:
+            asked.count("invented_ids")
+            raise ParseError("no_items", f"'{named[:20]}' is none of the candidates")
+        return np.array([float(each == named) for each in ids])
+
+    text = asked.render("list", items=list(zip(ids, asked.items, strict=True)))
+    return await asked.ask(asked.request(text, object_schema({"pick": {"type": "string", "enum": ids}}), "pick"), parse)
 
 
 FORMS: Mapping[str, Form] = {

@@ -61,8 +61,8 @@ def reply(text: str, schema: object) -> str:
             return json.dumps({"places": {name: order.index(name) + 1 for name in lines}})
         return json.dumps({"scores": {name: round(100 * liking(lines[name])) for name in lines}})
     if "pick" in properties:
-        numbered = dict(re.findall(r"^(\d+): (.*)$", after, re.M))
-        return json.dumps({"pick": int(max(numbered, key=lambda name: liking(numbered[name])))})
+        lines = dict(re.findall(r"^([A-Z]{1,2}): (.*)$", after, re.M))
+        return json.dumps({"pick": max(lines, key=lambda name: liking(lines[name]))})
     if "better" in properties:
         first, second = (re.search(rf"^{name}: (.*)$", text, re.M) for name in ("First", "Second"))
         assert first is not None

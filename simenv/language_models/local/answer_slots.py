@@ -1,4 +1,4 @@
-"""Slots: the integers of an answer, as its JSON schema names them, and the text around and before them.
+"""Slots: the integers and letters of an answer, as its JSON schema names them, and the text around and before them.
 
 The module knows neither tokens nor models.
 """
@@ -13,21 +13,23 @@ from typing import Any
 
 from simenv.errors import ConfigError
 
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 HIGHEST = 99_999  # decoding lists every value of a range
 
 
 @dataclass(frozen=True)
 class Slot:
-    """An integer of an answer: where it stands, and its inclusive range."""
+    """An integer of an answer: where it stands, and its inclusive range; or one of some letters."""
 
     path: tuple[str, ...]
     low: int
     high: int
+    letters: tuple[str, ...] = ()
 
     @cached_property
     def numbers(self) -> frozenset[str]:
         """Every value as it is written."""
-        return frozenset(str(value) for value in range(self.low, self.high + 1))
+        return frozenset(self.letters or (str(value) for value in range(self.low, self.high + 1)))
 
     @cached_property
     def beginnings(self) -> frozenset[str]:
@@ -37,7 +39,7 @@ class Slot:
     @property
     def one_digit(self) -> bool:
         """Whether every value is a single digit."""
-        return self.high <= 9
+        return self.high <= 9 or bool(self.letters)
 
     @property
     def asked(self) -> tuple[int, int]:
@@ -49,7 +51,7 @@ def skeleton(schema: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[
     """The fixed text of an answer and the integers in it: pairs (text before, slot), the last with slot None.
 
     Raises:
-        ConfigError: a schema with anything but objects and bounded integers.
+        ConfigError: a schema with anything but objects, bounded integers and one of some capital letters.
     """
     text = ""
     for piece in _pieces(schema, path):
@@ -69,7 +71,7 @@ def slots(schema: Mapping[str, Any]) -> list[Slot]:
     """
     found = [slot for _, slot in skeleton(schema) if slot is not None]
     if not found:
-        raise ConfigError("answer schema: no integer in it; a local model has nothing to decide")
+        raise ConfigError("answer schema: no integer and no letter in it; a local model has nothing to decide")
     return found
 
 
@@ -82,13 +84,18 @@ def lead(slot: Slot, *, told: bool = False) -> str:
     """
     *parents, name = slot.path
     name = name if slot.one_digit or told else f"{name} in tenths, 0-9"
-    return "".join("{" + json.dumps(parent) + ":" for parent in parents) + "{" + json.dumps(name) + ":"
+    quote = '"' if slot.letters else ""
+    return "".join("{" + json.dumps(parent) + ":" for parent in parents) + "{" + json.dumps(name) + ":" + quote
 
 
 def _pieces(schema: Any, path: tuple[str, ...]) -> Iterator[str | Slot]:
     kind = schema.get("type") if isinstance(schema, Mapping) else schema
     if kind == "integer" and _bounded(low := schema.get("minimum"), high := schema.get("maximum")):
         yield Slot(path, int(low), int(high))
+    elif kind == "string" and (letters := schema.get("enum")) and set(letters) <= set(LETTERS):
+        yield '"'
+        yield Slot(path, 0, len(letters), tuple(letters))
+        yield '"'
     elif kind == "object" and isinstance(schema.get("properties"), Mapping):
         yield "{"
         for position, (name, inner) in enumerate(schema["properties"].items()):
@@ -97,8 +104,8 @@ def _pieces(schema: Any, path: tuple[str, ...]) -> Iterator[str | Slot]:
         yield "}"
     else:
         raise ConfigError(
-            f"answer schema at '{'.'.join(path)}': {str(kind)[:60]}; a local model takes objects and integers from "
-            f"'minimum' to 'maximum', both within 0-{HIGHEST}"
+            f"answer schema at '{'.'.join(path)}': {str(kind)[:60]}; a local model takes objects, integers from "
+            f"'minimum' to 'maximum', both within 0-{HIGHEST}, and an 'enum' of capital letters"
         )
 
 

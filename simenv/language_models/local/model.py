@@ -30,7 +30,7 @@ from simenv.language_models.base import (
     Tuning,
     UnansweredError,
 )
-from simenv.language_models.local.answer_slots import Slot, lead, skeleton, slots
+from simenv.language_models.local.answer_slots import LETTERS, Slot, lead, skeleton, slots
 from simenv.language_models.local.gguf_file import check_fetched, unpacked
 
 try:
@@ -63,16 +63,23 @@ class _Form:
     high: NDArray[np.int64]
     asked: NDArray[np.int64]
     tree: Tree
+    branches: list[list[int]]
+    letters: tuple[str, ...]  # where the answer is one of some
 
     @classmethod
     def of(cls, schema: Mapping[str, Any], encode: Callable[[str], list[int]], told: bool) -> _Form:
         found = slots(schema)
+        branches = [encode(lead(slot, told=told)) for slot in found]
+        if len(found) > 1 and any(slot.letters for slot in found):
+            raise ConfigError("answer schema: a letter beside other things; llm.readout=logits takes one alone")
         return cls(
             texts=[text for text, _ in skeleton(schema)],
             low=np.array([slot.low for slot in found]),
             high=np.array([slot.high for slot in found]),
             asked=np.array([slot.asked for slot in found]),
-            tree=Tree.of([encode(lead(slot, told=told)) for slot in found]),
+            tree=Tree.of(branches),
+            branches=branches,
+            letters=found[0].letters,
         )
 
 
@@ -158,7 +165,9 @@ class TransformersLocal(LanguageModel):
         self.max_length: int = int(getattr(network.config, "max_position_embeddings", 0) or 1 << 30)
         self._pad: int = next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
         self._numbers = self._number_tokens()
-        self._logits = LogitReadout(self.network, [self._numbers[str(digit)] for digit in range(10)])
+        self._letters = self._letter_tokens()
+        digits = [self._numbers[str(digit)] for digit in range(10)]
+        self._logits = LogitReadout(self.network, digits, list(self._letters.values()))
         self._forms: dict[str, _Form] = {}
         self._text = lru_cache(maxsize=PROMPTS_KEPT)(self._templated)
         self._counted: dict[str, list[int]] = {}
@@ -343,6 +352,8 @@ class TransformersLocal(LanguageModel):
             if slot is None:
                 break
             ending = self._end_tokens(parts, slot)
+            self._check_letters(slot.letters)
+            tokens_of = self._letters if slot.letters else self._numbers
             numbers = [""] * n
             going_on = [True] * n
             while any(going_on):
@@ -353,7 +364,7 @@ class TransformersLocal(LanguageModel):
                         continue
                     allowed = self._continuations(numbers[row], slot)
                     complete = numbers[row] in slot.numbers
-                    tokens = [self._numbers[digits] for digits in allowed] + (ending if complete else [])
+                    tokens = [tokens_of[written] for written in allowed] + (ending if complete else [])
                     picked = samplers[row](scores[row], tokens)
                     if picked >= len(allowed):
                         going_on[row] = False
@@ -386,9 +397,9 @@ class TransformersLocal(LanguageModel):
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     def _continuations(self, written: str, slot: Slot) -> list[str]:
-        """Tokens' texts after which `written` is still the beginning of a number in the slot's range."""
+        """Tokens' texts after which `written` is still the beginning of one of the slot's values."""
         beginnings = slot.beginnings
-        return [digits for digits in self._numbers if written + digits in beginnings]
+        return [text for text in (self._letters if slot.letters else self._numbers) if written + text in beginnings]
 
     def _end_tokens(self, parts: list[tuple[str, Slot | None]], slot: Slot) -> list[int]:
         """Tokens with which a model would go on after this number: the first of the fixed text that follows."""
@@ -410,6 +421,17 @@ class TransformersLocal(LanguageModel):
             raise ConfigError(f"{self.model}: the tokenizer gives '{absent[0]}' after a colon no token of its own")
         return found
 
+    def _letter_tokens(self) -> dict[str, int]:
+        """The capital letters that are a single token where a text of an answer begins."""
+        lead = self._encode('":"')
+        encoded = self.tokenizer(['":"' + letter for letter in LETTERS], add_special_tokens=False)["input_ids"]
+        return {text: ids[-1] for text, ids in zip(LETTERS, encoded, strict=True) if list(ids[:-1]) == lead}
+
+    def _check_letters(self, letters: Sequence[str]) -> None:
+        absent = [letter for letter in letters if letter not in self._letters]
+        if absent:
+            raise ConfigError(f"{self.model}: the tokenizer gives '{absent[0]}' after a quote no token of its own")
+
     # -- reading logits -----------------------------------------------------------------------------------------
 
     def _expectations(self, prompts: list[list[int]], schema: Mapping[str, Any]) -> list[Completion]:
@@ -419,6 +441,8 @@ class TransformersLocal(LanguageModel):
         express is asked in tenths: 0-9, spread over the range.
         """
         form = self._form(schema)
+        if form.letters:
+            return self._chances(prompts, form)
         low, high = form.asked.T
         means = self._logits.expectations(prompts, form.tree, form.asked)
         values = form.low + (means - low) / np.maximum(high - low, 1) * (form.high - form.low)
@@ -427,6 +451,15 @@ class TransformersLocal(LanguageModel):
             text = "".join(f"{before}{value}" for before, value in zip(form.texts, row)) + form.texts[-1]
             completions.append(_completion(text, prompt, 0))
         return completions
+
+    def _chances(self, prompts: list[list[int]], form: _Form) -> list[Completion]:
+        """How likely each letter is, in place of the one that is picked: an object of numbers that sum to 1."""
+        self._check_letters(form.letters)
+        known = list(self._letters)
+        rows = self._logits.chances(prompts, form.branches[0], [known.index(letter) for letter in form.letters])
+        before, after = (text.removesuffix('"') for text in (form.texts[0], form.texts[-1].removeprefix('"')))
+        told = [json.dumps(dict(zip(form.letters, row.round(6).tolist(), strict=True))) for row in rows]
+        return [_completion(f"{before}{text}{after}", prompt, 0) for text, prompt in zip(told, prompts, strict=True)]
 
     def _form(self, schema: Mapping[str, Any]) -> _Form:
         key = _written(schema)

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from simenv.language_models.local.small_llama import SmallLlama, Stored
+from simenv.numeric import DoubleArray
 
 SHORTEST_PREFIX = 16  # tokens in common that are worth a pass of their own
 FAMILY_PREFIX = 64  # tokens that some prompts have in common beyond all, for which they are taken by themselves
@@ -141,13 +142,16 @@ class LogitReadout:
     Args:
         network: of `AnyNetwork`'s kind.
         digits: tokens of the digits 0 to 9 where a number of an answer stands.
+        letters: further tokens that an answer may be about.
     """
 
-    def __init__(self, network: Any, digits: Sequence[int]) -> None:
+    def __init__(self, network: Any, digits: Sequence[int], letters: Sequence[int] = ()) -> None:
         self.dtype, self.device = network.dtype, network.device
         kind = SmallLlama if SmallLlama.takes(network) else AnyNetwork
         with torch.inference_mode():
-            self._network: SmallLlama | AnyNetwork = kind(network, torch.tensor(digits, device=self.device))
+            self._network: SmallLlama | AnyNetwork = kind(
+                network, torch.tensor([*digits, *letters], device=self.device)
+            )
         self._per_pass = TOKENS_PER_PASS.get(self.device.type, TOKENS_PER_PASS_ELSEWHERE)
         self._prefix: list[int] = []
         self._stored: Stored = []
@@ -163,28 +167,51 @@ class LogitReadout:
         Returns:
             (n, S), between the lowest and the highest digit asked for.
         """
-        means = np.empty((len(prompts), len(tree.ends)))
-        for rows in _families(prompts):
-            means[rows] = self._together([prompts[row] for row in rows.tolist()], tree, asked)
-        return means.clip(asked[:, 0], asked[:, 1])
-
-    def _together(self, prompts: Sequence[list[int]], tree: Tree, asked: NDArray[np.int64]) -> NDArray[np.float64]:
         digits = np.arange(10)
         possible = torch.tensor((asked[:, :1] <= digits) & (digits <= asked[:, 1:]), device=self.device)
         values = torch.arange(10.0, device=self.device)
-        means = np.empty((len(prompts), len(tree.ends)))
-        n_prefix = self._share(prompts)
 
-        @torch.inference_mode()
-        def read(rows: NDArray[np.int64]) -> None:
-            scores = self._scores([prompts[row] for row in rows], n_prefix, tree)
-            share = scores.float().masked_fill(~possible, -torch.inf).softmax(dim=-1)
-            means[rows] = (share @ values).double().cpu().numpy()
+        def mean(scores: Tensor) -> Tensor:
+            return scores[..., :10].masked_fill(~possible, -torch.inf).softmax(dim=-1) @ values
 
-        lengths = np.array([len(prompt) for prompt in prompts]) - n_prefix + len(tree.tokens)
-        threads = torch.get_num_threads() if isinstance(self._network, SmallLlama) else 1
-        _side_by_side(read, self._passes(lengths, threads), threads)
-        return means
+        means = self._read(prompts, tree, mean, (len(tree.ends),))
+        return means.clip(asked[:, 0], asked[:, 1])
+
+    def chances(self, prompts: Sequence[list[int]], branch: Sequence[int], letters: Sequence[int]) -> DoubleArray:
+        """How likely each of some letters is after one branch: (n, L), a row sums to 1.
+
+        Args:
+            prompts: n of at least one token.
+            branch: tokens after each prompt.
+            letters: places among the letters' tokens.
+        """
+        columns = torch.tensor(letters, device=self.device) + 10
+        tree = Tree.of([branch])
+        return self._read(prompts, tree, lambda scores: scores[:, 0, columns].softmax(dim=-1), (len(letters),))
+
+    def _read(
+        self, prompts: Sequence[list[int]], tree: Tree, reduced: Callable[[Tensor], Tensor], shape: tuple[int, ...]
+    ) -> DoubleArray:
+        """What `reduced` makes of the scores (rows, S, tokens) at the branches' ends, (n, *shape)."""
+        found = np.empty((len(prompts), *shape))
+        for family in _families(prompts):
+            own = [prompts[row] for row in family.tolist()]
+            n_prefix = self._share(own)
+
+            @torch.inference_mode()
+            def read(
+                rows: NDArray[np.int64],
+                own: list[list[int]] = own,
+                family: NDArray[np.int64] = family,
+                n_prefix: int = n_prefix,
+            ) -> None:
+                scores = self._scores([own[row] for row in rows], n_prefix, tree)
+                found[family[rows]] = reduced(scores.float()).double().cpu().numpy()
+
+            lengths = np.array([len(prompt) for prompt in own]) - n_prefix + len(tree.tokens)
+            threads = torch.get_num_threads() if isinstance(self._network, SmallLlama) else 1
+            _side_by_side(read, self._passes(lengths, threads), threads)
+        return found
 
     def _share(self, prompts: Sequence[list[int]]) -> int:
         """How many tokens, common to all prompts and fewer than any, are in `_stored` now."""
@@ -206,7 +233,7 @@ class LogitReadout:
         return [rows for rows in np.split(order, cuts) if len(rows)]
 
     def _scores(self, prompts: Sequence[list[int]], n_prefix: int, tree: Tree) -> Tensor:
-        """What the network expects of the ten digits at each branch's end, (n, S, 10)."""
+        """Scores of the digits, and of the letters, at each branch's end, (n, S, 10 + letters)."""
         n, lengths = len(prompts), np.array([len(prompt) - n_prefix for prompt in prompts])
         longest, width = int(lengths.max()), len(tree.tokens)
         own = np.zeros((n, longest), np.int64)  # padded on the right, where nothing that is read looks

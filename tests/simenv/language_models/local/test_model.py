@@ -14,6 +14,7 @@ from agents.llm.answers import page_schema, parse_page
 from simenv.errors import ConfigError
 from simenv.language_models import Message, Request, UnansweredError, replay, run, transformers
 from simenv.language_models.quoting import opaque_ids
+from simenv.language_models.repair import object_schema
 
 torch = pytest.importorskip("torch")
 TEMPLATE = (
@@ -366,6 +367,27 @@ def test_what_questions_about_one_person_have_in_common_is_run_once(folder, monk
     for said, alone in zip(map(json.loads, together), one_by_one, strict=True):
         for item, scores in alone["items"].items():
             assert said["items"][item] == pytest.approx(scores, abs=2e-3)
+
+
+def test_letters_are_chosen_or_their_chances_read(folder):
+    schema = object_schema({"pick": {"type": "string", "enum": ["A", "C", "D"]}})
+    requests = [page(f"Film {i}", schema=schema) for i in range(5)]
+    picks = [json.loads(text)["pick"] for text in answers(backend(folder), requests)]
+    model = backend(folder, readout="logits")
+    chances = [json.loads(text)["pick"] for text in answers(model, requests)]
+    assert picks == [max(each, key=each.get) for each in chances]
+    for request, each in zip(requests, chances, strict=True):
+        assert sum(each.values()) == pytest.approx(1, abs=1e-5)
+        (prompt,) = model._prompts([request])
+        with torch.no_grad():
+            scores = model.network(torch.tensor([prompt + model._encode('{"pick":"')])).logits[0, -1]
+        plain = torch.softmax(scores[[model._encode(letter)[0] for letter in "ACD"]], dim=0)
+        np.testing.assert_allclose(list(each.values()), plain.numpy(), atol=1e-5)
+    several = object_schema(
+        {"pick": {"type": "string", "enum": ["A"]}, "stars": {"type": "integer", "minimum": 1, "maximum": 5}}
+    )
+    with pytest.raises(ConfigError, match="a letter beside other things"):
+        model.answer([page(schema=several)])
 
 
 def test_no_prompt_runs_through_the_last_layer(tmp_path):
