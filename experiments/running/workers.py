@@ -28,6 +28,7 @@ from experiments.running.directory import RunDirectory
 from experiments.running.jobs import JobRun, check_gates
 from simenv.checks import whole
 from simenv.errors import WorkerError
+from simenv.language_models.accounting import paid_by
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -109,9 +110,10 @@ def _run_here(parts: Sequence[_Part], checkpoint_every: int, bar: _Progress) -> 
                 for job in (job for job in part.open_jobs if job.seed == seed):
                     if stop.is_set():
                         raise Interrupted
-                    played = JobRun(design, job, worlds[made], part.folder, checkpoint_every=checkpoint_every)
-                    if not played.play(bar.advance, stop.is_set):
-                        raise Interrupted
+                    with paid_by(part.folder, job.id):
+                        played = JobRun(design, job, worlds[made], part.folder, checkpoint_every=checkpoint_every)
+                        if not played.play(bar.advance, stop.is_set):
+                            raise Interrupted
             checked = (check_gates(design, worlds[part.world(seed)], part.folder) for seed in design.seeds)
             gates.append([line for lines in checked for line in lines])
     return [
@@ -252,8 +254,9 @@ def _play_job(design: Design, job: Job, folder: Path, checkpoint_every: int, wor
     stop, reports = _worker["stop"], _worker["reports"]
     if stop.is_set():
         return False
-    played = JobRun(design, job, _load_world(world), folder, checkpoint_every=checkpoint_every)
-    return played.play(lambda rounds, steps: reports.put((rounds, steps)), stop.is_set)
+    with paid_by(folder, job.id):
+        played = JobRun(design, job, _load_world(world), folder, checkpoint_every=checkpoint_every)
+        return played.play(lambda rounds, steps: reports.put((rounds, steps)), stop.is_set)
 
 
 def _check_seed(design: Design, folder: Path, world: Path) -> list[str]:

@@ -5,9 +5,11 @@ Nothing here calls a model or knows a price list: prices are options, in dollars
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,25 @@ COUNTERS = (
     "second_attempts",
     "fallbacks",
 )
+
+
+_job = ""
+
+
+@contextmanager
+def paid_by(folder: Path, name: str) -> Iterator[None]:
+    """While it lasts, calls of this process are those of one job of the run in this folder."""
+    global _job
+    before, _job = _job, hashlib.sha256(f"{folder.resolve()}/{name}".encode()).hexdigest()[:16]
+    try:
+        yield
+    finally:
+        _job = before
+
+
+def job() -> str:
+    """Whose calls they are now; "" = nobody's in particular."""
+    return _job
 
 
 class Ledger:

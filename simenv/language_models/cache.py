@@ -10,11 +10,13 @@ import contextlib
 import hashlib
 import json
 import sqlite3
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simenv.errors import ConfigError
+from simenv.language_models import accounting
 from simenv.language_models.background_loop import when_dropped
 from simenv.language_models.base import CacheMiss, Completion, Decorator, LanguageModel, Request, UnansweredError
 from simenv.language_models.wire.secrets import public
@@ -28,11 +30,12 @@ CREATE TABLE IF NOT EXISTS answers (
     prompt_tokens INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
     finish TEXT NOT NULL,
-    digest TEXT
+    digest TEXT,
+    asker TEXT
 ) WITHOUT ROWID
 """
 _COLUMNS = "failure, text, prompt_tokens, completion_tokens, finish"
-_INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class Cached(Decorator):
@@ -41,6 +44,9 @@ class Cached(Decorator):
     Several processes may share the file (WAL): the first answer to be stored is the answer of all, so that what a run
     saw is what its replay sees. Equal requests in flight are asked once. Failures are stored too, but only at
     `commit`, when the run has gone on without the answer: a run that stops because its server is down leaves none.
+
+    An answer that a job paid for in a round which a kill then took back is no gift to the job when it plays that round
+    again: it is counted as the call it was, so that a resumed run's accounts are those of one that was never stopped.
 
     Args:
         inner: the model to ask on a miss.
@@ -55,6 +61,7 @@ class Cached(Decorator):
         self._connection: sqlite3.Connection | None = None
         self._pending: dict[str, asyncio.Future[Completion]] = {}
         self._failures: dict[str, str] = {}
+        self._life = uuid.uuid4().hex[:16]
 
     async def complete(self, request: Request) -> Completion:
         key = request.key(self.model, self.parameters)
@@ -62,7 +69,7 @@ class Cached(Decorator):
             await asyncio.wait([pending])
         stored = self._stored(key)
         if stored is not None:
-            self.ledger.count("cached")
+            self._account(key, stored)
             return stored
         mine = self._pending[key] = asyncio.get_running_loop().create_future()
         try:
@@ -81,7 +88,7 @@ class Cached(Decorator):
         rows = [(key, self.model, reason, "", 0, 0, "") for key, reason in self._failures.items()]
         if rows:
             with self._file() as connection:
-                connection.executemany(_INSERT, [(*row, _digest(row[0], row[2:])) for row in rows])
+                connection.executemany(_INSERT, [(*row, _digest(row[0], row[2:]), None) for row in rows])
         self._failures.clear()
         await super().commit()
 
@@ -114,8 +121,30 @@ class Cached(Decorator):
     def _store(self, key: str, answer: Completion) -> Completion:
         row = (key, self.model, None, answer.text, answer.prompt_tokens, answer.completion_tokens, answer.finish)
         with self._file() as connection:
-            written = connection.execute(_INSERT, (*row, _digest(key, row[2:]))).rowcount
+            written = connection.execute(_INSERT, (*row, _digest(key, row[2:]), self._asker())).rowcount
         return answer if written else self._stored(key) or answer
+
+    def _asker(self) -> str | None:
+        job = accounting.job()
+        return f"{job}/{self.ledger.round}/{self._life}" if job else None
+
+    def _account(self, key: str, answer: Completion) -> None:
+        """Count an answer from the file: as a call where this very job asked for it in this very round, in a life that
+        a kill has ended.
+        """
+        now = self._asker()
+        if now is not None:
+            (asker,) = self._file().execute("SELECT asker FROM answers WHERE key = ?", (key,)).fetchone()
+            before, _, life = (asker or "").rpartition("/")
+            if before == now.rpartition("/")[0] and life != self._life:
+                with self._file() as connection:
+                    connection.execute("UPDATE answers SET asker = ? WHERE key = ?", (now, key))
+                self.ledger.count("calls")
+                self.ledger.count("prompt_tokens", answer.prompt_tokens)
+                self.ledger.count("completion_tokens", answer.completion_tokens)
+                self.ledger.count("dollars", self.cost(answer.prompt_tokens, answer.completion_tokens))
+                return
+        self.ledger.count("cached")
 
     def _damaged(self, key: str, why: str) -> ConfigError:
         return ConfigError(
@@ -133,10 +162,11 @@ class Cached(Decorator):
                 connection.execute("PRAGMA synchronous = NORMAL")
                 connection.execute(_CREATE)
                 columns = {row[1] for row in connection.execute("PRAGMA table_info(answers)")}
-                if "digest" not in columns:  # a cache from before answers had one
-                    with contextlib.suppress(sqlite3.OperationalError):  # another process was first
-                        connection.execute("ALTER TABLE answers ADD COLUMN digest TEXT")
-                connection.execute(f"SELECT {_COLUMNS}, digest FROM answers LIMIT 1")
+                for later in ("digest", "asker"):  # a cache from before answers had these
+                    if later not in columns:
+                        with contextlib.suppress(sqlite3.OperationalError):  # another process was first
+                            connection.execute(f"ALTER TABLE answers ADD COLUMN {later} TEXT")
+                connection.execute(f"SELECT {_COLUMNS}, digest, asker FROM answers LIMIT 1")
             except (sqlite3.Error, OSError) as error:
                 raise ConfigError(f"llm.cache={self.path}: not a usable answer cache ({error})") from error
             self._connection = connection

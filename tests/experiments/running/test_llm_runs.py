@@ -109,6 +109,41 @@ def test_budget_stop_and_resume_with_a_larger_one_then_replay(server: LLMServer,
         assert path.read_bytes() == (replayed / "events" / path.name).read_bytes()
 
 
+def test_a_kill_changes_no_account(server: LLMServer, tmp_path: Path) -> None:
+    """Killed in its second round, a run's calls and tokens are in the end those of a run that nobody stopped."""
+    openai = ("llm=openai", "llm.model=fake", f"llm.base_url={server.base_url}", "llm.price_prompt=1", "rounds=3")
+    whole = run_experiment(settings(tmp_path / "whole", *openai, "checkpoint_every=1"))
+    assert whole is not None
+    folder, n_seen = tmp_path / "killed", len(server.seen)
+    program = (
+        "import json, os, sys\nfrom experiments.running.course import run_experiment\n"
+        "from simenv.language_models.limits import Budgeted\nreal, calls = Budgeted.complete, []\n"
+        "async def complete(self, request):\n    answer = await real(self, request)\n    calls.append(1)\n"
+        "    if len(calls) > 10: os.kill(os.getpid(), 9)\n    return answer\n"
+        "Budgeted.complete = complete\nrun_experiment(json.loads(sys.argv[1]))"
+    )
+    config = settings(folder, *openai, "checkpoint_every=1")
+    killed = subprocess.run([sys.executable, "-c", program, json.dumps(config)], cwd=CONF.parent, timeout=120)
+    assert killed.returncode == -9
+    assert not (folder / "run_card.json").exists()
+    run_experiment(settings(folder, *openai, "checkpoint_every=1", f"resume={folder}"))
+    cards = [json.loads((run / "run_card.json").read_text())["llm"] for run in (whole, folder)]
+    names = ("calls", "cached", "prompt_tokens", "completion_tokens", "dollars", "pages", "fallbacks")
+    for name in names:
+        assert cards[1][name] == cards[0][name], name
+    assert cards[0]["calls"] == 18
+    assert len(server.seen) - n_seen >= 18  # what was in flight at the kill is asked again, the rest is not
+    assert len(server.seen) - n_seen < 25
+    replayed = run_experiment(
+        settings(
+            tmp_path / "again", "llm=replay", "llm.model=fake", f"llm.cache={folder / 'llm-cache.sqlite'}", "rounds=3"
+        )
+    )
+    assert replayed is not None
+    again = json.loads((replayed / "run_card.json").read_text())["llm"]
+    assert (again["calls"], again["cached"]) == (0, 18)  # another run's answers cost nothing
+
+
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """A language model and a recommender that asks it, from a folder outside the checkout."""
