@@ -11,6 +11,7 @@ if _backend is not None:
 
 from simenv.figures.comparisons import (
     plot_accuracy_bias,
+    plot_against_option,
     plot_amp_forest,
     plot_group_heatmap,
     plot_rank_stability,
@@ -42,6 +43,7 @@ __all__ = [
     "count_exposure",
     "metric_series",
     "plot_accuracy_bias",
+    "plot_against_option",
     "plot_amp_forest",
     "plot_amplification",
     "plot_calibration",

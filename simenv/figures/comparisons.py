@@ -25,6 +25,7 @@ from simenv.figures.style import (
     TICK,
     TITLE,
     arm_styles,
+    draw_line,
     key_line,
     label_axes,
     legend_arms_and_modes,
@@ -380,3 +381,59 @@ def _ranks(values: DoubleArray) -> DoubleArray:
     from scipy.stats import rankdata
 
     return np.asarray(rankdata(-values, axis=1), dtype=np.float64)
+
+
+def plot_against_option(runs: Sequence[tuple[float | str, pl.DataFrame]], metric: str, option: str) -> Figure:
+    """One metric against an option in which runs differ: its last round in the loop, and what feedback added to it.
+
+    Lines are means over the seeds of all runs with this value, bands 95 % t intervals. The right panel is left out
+    where no run has a control.
+
+    Args:
+        runs: value of the option and frame of metrics.csv of each run; values of text stand in their order, evenly.
+        metric: its name there.
+        option: the option's name.
+
+    Raises:
+        DataError: no run measured the metric, or all have one value.
+    """
+    values = list(dict.fromkeys(value for value, _ in runs))
+    numbers = [value for value in values if not isinstance(value, str)]
+    numeric = len(numbers) == len(values)
+    places = np.sort(np.array(numbers, np.float64)) if numeric else np.arange(float(len(values)))
+    levels: dict[str, dict[int, list[DoubleArray]]] = {}
+    gains: dict[str, dict[int, list[DoubleArray]]] = {}
+    for value, metrics in runs:
+        place = int(np.searchsorted(places, float(value))) if not isinstance(value, str) else values.index(value)
+        if not (metrics["metric"] == metric).any():
+            continue
+        series = metric_series(metrics, metric)
+        control = primary_control([mode for _, mode in series])
+        for (arm, mode), own in series.items():
+            if mode in ("loop", "none"):
+                levels.setdefault(arm, {}).setdefault(place, []).append(own.values[:, -1])
+            if mode == "loop" and (arm, control) in series:
+                gains.setdefault(arm, {}).setdefault(place, []).append(
+                    own.added_to(series[arm, str(control)]).values[:, -1]
+                )
+    if not levels or len(values) < 2:
+        raise DataError(f"runs: {metric} is not known for two values of {option}")
+    figure, grid = new_figure(1, 2 if gains else 1, (11.5 if gains else 7.0, 4.4))
+    styles = arm_styles(sort_arms(levels))
+    for panel, held, title in zip(
+        grid.flat, (levels, gains), ("last round of the loop", "what feedback added"), strict=False
+    ):
+        for arm in sort_arms(held):
+            rows = [
+                np.concatenate(held[arm][place]) if place in held[arm] else np.zeros(0) for place in range(len(places))
+            ]
+            table = np.full((max(map(len, rows)), len(places)), np.nan)
+            for place, row in enumerate(rows):
+                table[: len(row), place] = row
+            draw_line(panel, places, table, color=styles[arm].color, marker=styles[arm].marker)
+        panel.set_title(title, fontsize=TITLE, loc="left", color=INK)
+        panel.set_xlabel(plain(option), fontsize=LABEL)
+        panel.set_xticks(places, [plain(value) for value in (sorted(numbers) if numeric else values)])
+    grid[0, 0].set_ylabel(metric_label(metric), fontsize=LABEL)
+    legend_arms_and_modes(figure, list(sort_arms(levels)), ["loop"])
+    return figure

@@ -17,22 +17,25 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
+import polars as pl
 from markupsafe import Markup
 
 from simenv.conclusions.answer import answer, grid
 from simenv.conclusions.judged import VERDICTS
 from simenv.conclusions.words import trim, undecidable
-from simenv.errors import RunDirectoryError, SimenvError
-from simenv.figures import plot_runs
+from simenv.errors import DataError, RunDirectoryError, SimenvError
+from simenv.figures import plot_against_option, plot_runs
 from simenv.figures.style import png_bytes, same_styles, sort_arms
 from simenv.files import write_whole
+from simenv.report import side_by_side, views
 from simenv.report import texts as texts_of
-from simenv.report import views
 from simenv.report.explore import as_json, explore
 from simenv.report.figures import SPECS, Drawn, draw_figures
 from simenv.report.run_data import RunData, read_run
+from simenv.report.side_by_side import Option
 
 COMPARED_METRICS = {
     "arp_pct": "Popularity percentile of what is shown",
@@ -48,6 +51,8 @@ OWN_SECTIONS = (
     "recommender_llm",
     "same_model",
 )  # of the run card, shown outside its table
+MOST_OPTIONS = 8  # columns of differing options
+MOST_DRAWN = 4  # runs whose own figures are set side by side
 TEMPLATES = Path(__file__).parent / "templates"
 _NOTHING = "'none'"
 LEADS = ("amplification", "popularity")  # figures that may stand on the first screen, where an experiment drew none
@@ -91,14 +96,54 @@ def compare(folders: Sequence[Path | str], out: Path | str | None = None) -> Pat
     """
     runs = dict(zip(_distinct_names(folders), [read_run(folder) for folder in folders], strict=True))
     page = Path(out) if out is not None else Path(folders[0]) / "compare.html"
-    _write({page: _render("compare.html.j2", _compare_page(runs)).encode()})
+    _write({page: _render("compare.html.j2", _compare_page(runs, page.parent), scripts=["sort.js"]).encode()})
     return page
+
+
+def build_folder(folder: Path | str) -> Path:
+    """Write `leaderboard.html` over all finished runs of a folder, a sweep's for instance, and `compare.html` with the
+    option in which they differ as an axis; returns the path of `leaderboard.html`.
+
+    Raises:
+        RunDirectoryError: the folder has no finished run, one is damaged, or a page cannot be written.
+    """
+    folder = Path(folder)
+    runs = side_by_side.read_folder(folder)
+    options = side_by_side.differing(runs)[:MOST_OPTIONS]
+    several = len(runs) > 1
+    shown = {
+        "title": f"Runs of {folder.resolve().name}",
+        "n_runs": len(runs),
+        "table": _linked(side_by_side.leaderboard(runs, options), runs, folder),
+        "compared": "compare.html" if several else None,
+    }
+    page = folder / "leaderboard.html"
+    pages: dict[Path, bytes | None] = {page: _render("leaderboard.html.j2", shown, scripts=["sort.js"]).encode()}
+    if several:
+        compared = _compare_page(runs, folder)
+        pages[folder / "compare.html"] = _render("compare.html.j2", compared, scripts=["sort.js"]).encode()
+    _write(pages)
+    return page
+
+
+def _linked(table: dict[str, Any], runs: Mapping[str, RunData], beside: Path) -> dict[str, Any]:
+    """The table with each row's way to the run's own page."""
+    for row in table["rows"]:
+        own = runs[row["run"]].folder / "report.html"
+        row["href"] = quote(Path(os.path.relpath(own, beside)).as_posix()) if own.is_file() else None
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="simenv report", description="Rebuild or compare reports of runs.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run directory; several are compared")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="run directory; several are compared; a folder of runs, such as a sweep's, is one, too",
+    )
     parser.add_argument("--out", type=Path, help="where to write the comparison (default: FIRST_DIR/compare.html)")
     options = parser.parse_args(argv)
     try:
@@ -106,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             page = compare(options.folders, options.out)
         elif options.out is not None:
             raise RunDirectoryError("--out is for a comparison; expected two or more run directories with it")
+        elif options.folders[0].is_dir() and not (options.folders[0] / "run_card.json").is_file():
+            page = build_folder(options.folders[0])
         else:
             page = build(options.folders[0])
     except SimenvError as error:
@@ -199,14 +246,17 @@ def _own_figures(run: RunData) -> list[dict[str, str]]:
     return found
 
 
-def _compare_page(runs: Mapping[str, RunData]) -> dict[str, Any]:
-    """Everything the comparison shows."""
-    overlays = []
+def _compare_page(runs: Mapping[str, RunData], beside: Path) -> dict[str, Any]:
+    """Everything the comparison shows, on a page in the folder `beside`."""
+    options = side_by_side.differing(runs)
+    overlays, axis = [], []
     with same_styles(arm for run in runs.values() for arm in run.arms):
         for metric, title in COMPARED_METRICS.items():
             frames = {name: run.metrics for name, run in runs.items() if run.metrics is not None}
             held = {name: frame for name, frame in frames.items() if (frame["metric"] == metric).any()}
-            if len(held) > 1:
+            if options and len(held) > 1:
+                axis += _along(options[0], held, metric, title)
+            if 1 < len(held) <= MOST_DRAWN:
                 caption = (
                     "One panel per arm in mode loop, one line per run; bands are 95 % intervals over each run's seeds. "
                     "Runs share luck only where they share seeds, data set and sizes."
@@ -214,7 +264,7 @@ def _compare_page(runs: Mapping[str, RunData]) -> dict[str, Any]:
                 alt = f"Line chart: {title}, one line per run."
                 overlays.append(views.figure_view(title, caption, alt, png_bytes(plot_runs(held, metric))))
     pictures: dict[str, dict[str, bytes]] = {}
-    for name, run in runs.items():
+    for name, run in runs.items() if len(runs) <= MOST_DRAWN else ():
         for drawn in draw_figures(run):
             if drawn.png is not None:
                 pictures.setdefault(drawn.spec.name, {})[name] = drawn.png
@@ -234,9 +284,27 @@ def _compare_page(runs: Mapping[str, RunData]) -> dict[str, Any]:
         "runs": [views.run_view(name, run) for name, run in runs.items()],
         "names": list(runs),
         "claims": views.joined_claims(runs),
+        "options": options,
+        "axis": axis,
+        "table": _linked(side_by_side.leaderboard(runs, options[:MOST_OPTIONS]), runs, beside),
         "overlays": overlays,
         "pairs": pairs,
     }
+
+
+def _along(option: Option, held: Mapping[str, pl.DataFrame], metric: str, title: str) -> list[dict[str, str]]:
+    """The figure of a metric along the option; none where fewer than two of its values were measured."""
+    points = [(option.values[name] if option.numeric else option.text(name), frame) for name, frame in held.items()]
+    try:
+        png = png_bytes(plot_against_option(points, metric, option.name))
+    except DataError:
+        return []
+    caption = (
+        f"Left: {title[0].lower()}{title[1:]} in the last round of mode loop against {option.name}, one line per arm. "
+        "Right, where the runs have controls: what feedback added to it since round 0 beyond the primary control. "
+        "Points are means over seeds, bands 95 % t intervals."
+    )
+    return [views.figure_view(title, caption, f"Line chart: {title} against {option.name}, one line per arm.", png)]
 
 
 def _render(template: str, page: Mapping[str, Any], scripts: Sequence[str] = ()) -> str:

@@ -13,6 +13,7 @@ pytest.importorskip("playwright")
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
+from simenv.report.page import _render
 from tests.simenv.fake_run import HOSTILE
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -98,6 +99,37 @@ def test_a_script_of_another_hand_is_not_run(reported_run, visit, tmp_path):
     page = visit(tmp_path / "planted.html")
     assert page.title() != "planted"
     assert "Content Security Policy" in "".join(page.said)
+
+
+def test_a_head_sorts_its_column(visit, tmp_path):
+    values = {"b": 0.5, "a": 10.0, "c": None}
+    rows = [
+        {"run": name, "href": None, "experiment": "x", "options": [], "arm": "als", "seeds": 2}
+        | {"cells": {} if value is None else {"Gini": (value, None)}}
+        for name, value in values.items()
+    ]
+    shown = {
+        "title": "Runs",
+        "n_runs": 3,
+        "compared": None,
+        "table": {"options": [], "columns": ["Gini"], "rows": rows},
+    }
+    (tmp_path / "leaderboard.html").write_text(_render("leaderboard.html.j2", shown, scripts=["sort.js"]))
+    page = visit(tmp_path / "leaderboard.html", color_scheme="dark")
+    assert Axe().run(page).response["violations"] == []
+
+    def order():
+        return [text[0] for text in page.locator("tbody td:first-child").all_inner_texts()]
+
+    assert order() == ["b", "a", "c"]
+    head = page.get_by_role("columnheader", name="Gini")
+    head.get_by_role("button").focus()
+    for key, direction, expected in (("Enter", "descending", "abc"), (" ", "ascending", "bac")):
+        page.keyboard.press(key)
+        assert (head.get_attribute("aria-sort"), "".join(order())) == (direction, expected)
+    page.get_by_role("columnheader", name="Run").get_by_role("button").click()
+    assert order() == ["a", "b", "c"]
+    assert page.said == []
 
 
 # -- the controls -------------------------------------------------------------------------------------------------
