@@ -183,36 +183,38 @@ class TestCommandLine:
         assert (other.returncode, other.stderr.count("\n")) == (2, 1)
         assert "differs in rounds" in other.stderr
 
-    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-    def test_an_interrupted_run_goes_on_to_the_same_bytes(
-        self, whole: Path, tmp_path: Path, how: signal.Signals
-    ) -> None:
-        """Ctrl-C exits 130 with a checkpoint; after kill -9 the last checkpoint serves. Two processes, as usual."""
-        started = subprocess.Popen(
-            [sys.executable, "run.py", *LONG, f"hydra.run.dir={tmp_path}/run"],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "run").glob("checkpoint/*/round-*/meta.json")):
-            assert started.poll() is None, started.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        if how == signal.SIGINT:
-            os.killpg(started.pid, how)  # as a terminal does: the whole group gets it
-        else:
-            started.kill()
-        _, stderr = started.communicate(timeout=120)
-        if how == signal.SIGINT:
-            assert started.returncode == 130, stderr
-            assert b"checkpoint saved" in stderr
-        assert not (tmp_path / "run" / "metrics.csv").exists()
-        time.sleep(1.5 if how == signal.SIGKILL else 0)  # orphaned workers notice within half a second
-        resumed = command(*LONG, f"resume={tmp_path}/run")
+    def test_an_interrupted_run_goes_on_to_the_same_bytes(self, whole: Path, tmp_path: Path) -> None:
+        """Killed with -9, resumed from its last checkpoint, Ctrl-C (130, with a checkpoint), resumed. Two processes."""
+        folder = tmp_path / "run"
+        seen: set[str] = set()
+        for how, place in ((signal.SIGKILL, f"hydra.run.dir={folder}"), (signal.SIGINT, f"resume={folder}")):
+            started = subprocess.Popen(
+                [sys.executable, "run.py", *LONG, place],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            deadline = time.monotonic() + 120
+            while {found.parent.name for found in folder.glob("checkpoint/*/round-*/meta.json")} <= seen:
+                assert started.poll() is None, started.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            if how == signal.SIGINT:
+                os.killpg(started.pid, how)  # as a terminal does: the whole group gets it
+            else:
+                started.kill()
+            _, stderr = started.communicate(timeout=120)
+            if how == signal.SIGINT:
+                assert started.returncode == 130, stderr
+                assert b"checkpoint saved" in stderr
+            else:
+                time.sleep(1.5)  # orphaned workers notice within half a second
+            assert not (folder / "metrics.csv").exists()
+            seen = {found.parent.name for found in folder.glob("checkpoint/*/round-*/meta.json")}
+        resumed = command(*LONG, f"resume={folder}")
         assert resumed.returncode == 0, resumed.stderr
-        assert files(tmp_path / "run") == files(whole)
+        assert files(folder) == files(whole)
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
