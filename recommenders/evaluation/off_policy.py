@@ -288,11 +288,11 @@ def to_minari(
         MissingExtraError: minari is not installed.
     """
     try:
-        import minari
         from minari.data_collector import EpisodeBuffer
     except ModuleNotFoundError as error:
         raise MissingExtraError("to_minari", "rl") from error
 
+    from recommenders.evaluation.logged_sessions import created
     from simenv.envs.wrappers import FlatObservation, flat_features
 
     shown = FlatObservation(env) if flat else env
@@ -328,23 +328,7 @@ def to_minari(
                 infos={"propensity": propensities},
             )
         )
-    return minari.create_dataset_from_buffers(
-        dataset_id,
-        buffers,
-        env=_written_spec(shown),
-        action_space=env.action_space,
-        observation_space=shown.observation_space,
-        algorithm_name=type(policy).__name__,
-        description="Sessions of simenv/Slate-v0; infos hold the propensity of each item at its rank.",
-    )
-
-
-def _written_spec(env: Any) -> Any:
-    """The specification of an environment, None where JSON cannot hold it."""
-    try:
-        return env.spec if env.spec is not None and env.spec.to_json() else None
-    except (TypeError, ValueError):
-        return None
+    return created(dataset_id, buffers, env=shown, algorithm=type(policy).__name__)
 
 
 def _past(dataset: Dataset) -> Candidates:
