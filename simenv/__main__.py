@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("experiments.__main__.main", "play an experiment; `simenv run --help` lists them"),
     "report": ("simenv.report.page.main", "rebuild the page of a run directory, or compare several"),
     "fork": ("experiments.fork.main", "play a course of a run again, with something done to it"),
+    "watch": ("simenv.report.watch.main", "the page of a running experiment, written anew as rounds end"),
     "data": ("simenv.datasets.command.main", "which data sets are where; fetch or check one"),
     "bench-rl": ("experiments.rl.bench.main", "agents against baselines and bounds on the environments"),
     "serve": ("simenv.language_models.serve.main", "a local language model behind the OpenAI protocol"),

@@ -145,6 +145,7 @@ class Run:
             workers=self.workers,
             checkpoint_every=self.checkpoint_every,
             progress=self.progress,
+            progress_file=self.directory.progress,
         )
         for (name, (design, directory)), (worlds, gates) in zip(parts.items(), played, strict=True):
             write_metrics(design, directory)

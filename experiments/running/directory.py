@@ -48,6 +48,7 @@ class RunDirectory:
 
         self.path, self.config = Path(path), dict(config)
         self.checkpoint = self.path / "checkpoint"
+        self.progress = self.checkpoint / "progress.json"
         text = OmegaConf.to_yaml(OmegaConf.create(dict(config)), sort_keys=True)
         stored = self.path / "config.yaml"
         if resume and not self.path.is_dir():
@@ -115,6 +116,7 @@ class RunDirectory:
         for folder in self.checkpoint.iterdir():
             if folder.is_dir():
                 shutil.rmtree(folder)
+        self.progress.unlink(missing_ok=True)
         (self.checkpoint / "lock").unlink(missing_ok=True)
 
     def _results(self) -> list[Path]:

@@ -6,6 +6,8 @@ The module does not know what a run directory holds beside its checkpoints.
 
 from __future__ import annotations
 
+import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -28,6 +30,7 @@ from experiments.running.directory import RunDirectory
 from experiments.running.jobs import JobRun, check_gates
 from simenv.checks import whole
 from simenv.errors import WorkerError
+from simenv.files import write_whole
 from simenv.language_models.accounting import paid_by
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -61,6 +64,7 @@ def run_jobs(
     workers: int | None = None,
     checkpoint_every: int = 5,
     progress: bool = True,
+    progress_file: Path | None = None,
 ) -> list[Played]:
     """Play every job of some designs that is not finished yet, and check the sanity gates of every seed.
 
@@ -71,6 +75,7 @@ def run_jobs(
         workers: processes; None = one per core, 0 = this process.
         checkpoint_every: rounds between checkpoints of a job.
         progress: show a progress bar.
+        progress_file: where rounds, rates and the time are told to whoever watches; None = nowhere.
 
     Returns:
         For each part the worlds by seed, and the gates that passed.
@@ -90,7 +95,7 @@ def run_jobs(
         found.append(_Part(design, run.path, open_jobs, design.worlds_digest()))
     total = sum(len(part.open_jobs) * part.design.rounds for part in found)
     label = "rounds" if len(found) == 1 else f"rounds of {len(found)} designs"
-    with _Progress(label, total, enabled=progress) as bar:
+    with _Progress(label, total, enabled=progress, file=progress_file) as bar:
         if workers <= 1 or sum(len(part.design.jobs()) for part in found) <= 1:
             return _run_here(found, checkpoint_every, bar)
         with tempfile.TemporaryDirectory(prefix="simenv-") as scratch:
@@ -314,7 +319,7 @@ def _signals_held_back() -> Iterator[None]:
 class _Progress:
     """Rounds played and user-steps per second, on stderr."""
 
-    def __init__(self, label: str, total: int, *, enabled: bool) -> None:
+    def __init__(self, label: str, total: int, *, enabled: bool, file: Path | None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -329,6 +334,8 @@ class _Progress:
         )
         self.task = self.bar.add_task("rounds", total=total, speed="")
         self.steps, self.started = 0, time.perf_counter()
+        self.rounds, self.played, self.total = 0, 0, total
+        self.file, self.told = file, -math.inf
 
     def __enter__(self) -> _Progress:
         self.bar.start()
@@ -339,5 +346,12 @@ class _Progress:
 
     def advance(self, rounds: int, steps: int) -> None:
         self.steps += steps
-        rate = self.steps / max(time.perf_counter() - self.started, 1e-9)
+        self.rounds += rounds
+        self.played += rounds if steps else 0  # rounds of a checkpoint took no time now
+        seconds = time.perf_counter() - self.started
+        rate = self.steps / max(seconds, 1e-9)
+        if self.file is not None and (seconds - self.told >= 1 or self.rounds == self.total):
+            self.told = seconds
+            told = {"rounds": self.rounds, "total": self.total, "played": self.played, "steps": self.steps}
+            write_whole(self.file, json.dumps({**told, "seconds": round(seconds, 3), "time": time.time()}))
         self.bar.update(self.task, advance=rounds, speed=f"{rate:,.0f} user-steps/s")

@@ -75,12 +75,12 @@ def build(folder: Path | str) -> Path:
     own = [path.stem for path in sorted((run.folder / "figures").glob("*.json"))]
     names = own + [path.stem for path, png in images.items() if png is not None]
     texts: dict[Path, str | None] = {
-        page: _render("report.html.j2", shown, scripts=["explore.js"] if shown["data"] else []),
+        page: render("report.html.j2", shown, scripts=["explore.js"] if shown["data"] else []),
         run.folder / "report.md": texts_of.markdown(shown, names),
         run.folder / "report.json": texts_of.as_json(shown, names),
         run.folder / "claims.tex": texts_of.latex(run.claims) if run.claims else None,
     }
-    _write(images | {path: None if text is None else text.encode() for path, text in texts.items()})
+    write_files(images | {path: None if text is None else text.encode() for path, text in texts.items()})
     return page
 
 
@@ -96,7 +96,7 @@ def compare(folders: Sequence[Path | str], out: Path | str | None = None) -> Pat
     """
     runs = dict(zip(_distinct_names(folders), [read_run(folder) for folder in folders], strict=True))
     page = Path(out) if out is not None else Path(folders[0]) / "compare.html"
-    _write({page: _render("compare.html.j2", _compare_page(runs, page.parent), scripts=["sort.js"]).encode()})
+    write_files({page: render("compare.html.j2", _compare_page(runs, page.parent), scripts=["sort.js"]).encode()})
     return page
 
 
@@ -118,11 +118,11 @@ def build_folder(folder: Path | str) -> Path:
         "compared": "compare.html" if several else None,
     }
     page = folder / "leaderboard.html"
-    pages: dict[Path, bytes | None] = {page: _render("leaderboard.html.j2", shown, scripts=["sort.js"]).encode()}
+    pages: dict[Path, bytes | None] = {page: render("leaderboard.html.j2", shown, scripts=["sort.js"]).encode()}
     if several:
         compared = _compare_page(runs, folder)
-        pages[folder / "compare.html"] = _render("compare.html.j2", compared, scripts=["sort.js"]).encode()
-    _write(pages)
+        pages[folder / "compare.html"] = render("compare.html.j2", compared, scripts=["sort.js"]).encode()
+    write_files(pages)
     return page
 
 
@@ -307,7 +307,7 @@ def _along(option: Option, held: Mapping[str, pl.DataFrame], metric: str, title:
     return [views.figure_view(title, caption, f"Line chart: {title} against {option.name}, one line per arm.", png)]
 
 
-def _render(template: str, page: Mapping[str, Any], scripts: Sequence[str] = ()) -> str:
+def render(template: str, page: Mapping[str, Any], scripts: Sequence[str] = ()) -> str:
     """A page whose policy allows its own style and scripts by their hashes, pictures inside it, and nothing else."""
     style, *sources = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", *scripts))
     policy = [
@@ -342,7 +342,7 @@ def _hashed(source: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-def _write(files: Mapping[Path, bytes | None]) -> None:
+def write_files(files: Mapping[Path, bytes | None]) -> None:
     """Write files; one of None is removed, lest it stay from an earlier state of the run."""
     path = Path()
     try:

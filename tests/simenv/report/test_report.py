@@ -65,7 +65,7 @@ def page_of(folder: Path, name: str = "report.html") -> _Page:
 
 def undrawn(folder: Path) -> _Page:
     """The page as it would be with no figure drawn."""
-    return _Page(report._render("report.html.j2", report._report_page(read_run(folder), [])))
+    return _Page(report.render("report.html.j2", report._report_page(read_run(folder), [])))
 
 
 # -- what the page says -------------------------------------------------------------------------------------------

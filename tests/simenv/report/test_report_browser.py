@@ -13,7 +13,8 @@ pytest.importorskip("playwright")
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-from simenv.report.page import _render
+from simenv.report.page import render
+from simenv.report.watch import write_page
 from tests.simenv.fake_run import HOSTILE
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -114,7 +115,7 @@ def test_a_head_sorts_its_column(visit, tmp_path):
         "compared": None,
         "table": {"options": [], "columns": ["Gini"], "rows": rows},
     }
-    (tmp_path / "leaderboard.html").write_text(_render("leaderboard.html.j2", shown, scripts=["sort.js"]))
+    (tmp_path / "leaderboard.html").write_text(render("leaderboard.html.j2", shown, scripts=["sort.js"]))
     page = visit(tmp_path / "leaderboard.html", color_scheme="dark")
     assert Axe().run(page).response["violations"] == []
 
@@ -129,6 +130,19 @@ def test_a_head_sorts_its_column(visit, tmp_path):
         assert (head.get_attribute("aria-sort"), "".join(order())) == (direction, expected)
     page.get_by_role("columnheader", name="Run").get_by_role("button").click()
     assert order() == ["a", "b", "c"]
+    assert page.said == []
+
+
+def test_a_page_of_a_running_experiment_reads_itself_again_until_told_not_to(visit, tmp_path):
+    (tmp_path / "config.yaml").write_text("rounds: 2\n")
+    page = visit(write_page(tmp_path, every=1))
+    assert Axe().run(page).response["violations"] == []
+    (tmp_path / "watch.html").write_text((tmp_path / "watch.html").read_text().replace("No round", "Never a round"))
+    page.get_by_text("Never a round").wait_for()
+    page.get_by_label("stop refreshing").check()
+    (tmp_path / "watch.html").unlink()
+    page.wait_for_timeout(1300)
+    assert page.get_by_text("Never a round").is_visible()
     assert page.said == []
 
 
