@@ -19,7 +19,7 @@ from agents.population.traits import Traits
 from simenv import checks
 from simenv.candidates import Candidates, insert, is_out
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray, RatingScale, Tastes
-from simenv.errors import SimenvError
+from simenv.errors import ConfigError, SimenvError
 from simenv.interventions import Course
 from simenv.randomness import Key, Purpose, fold, prefix, to_uniform
 from simenv.slates import Responses
@@ -49,6 +49,7 @@ class UserModel(ABC):
             repeat: consumption regime, ``never``, ``cooldown`` or ``always``.
             traits: profiles; computed from `dataset` by default.
         """
+        self.check_dataset(dataset)
         self.seed = seed
         self.rating_scale, self.warm_start = dataset.rating_scale, dataset.interactions
         self.population = Population(
@@ -72,6 +73,23 @@ class UserModel(ABC):
     def bound(self) -> bool:
         """Whether these users serve a world already."""
         return "population" in self.__dict__
+
+    @property
+    def hears_friends(self) -> bool:
+        """Whether what friends do reaches these users."""
+        return False
+
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Refuse a world in which these users cannot live.
+
+        Raises:
+            ConfigError: they hear of their friends, and the data set knows none.
+        """
+        if self.hears_friends and dataset.friends is None:
+            raise ConfigError(
+                f"agent={self.name}: hears of friends, and {dataset.name} knows none; expected a data set with "
+                "friends, such as lastfm-2k or synthetic with dataset.mean_degree=8, or word_of_mouth=0, friends_told=0"
+            )
 
     @property
     def dynamics(self) -> Dynamics:

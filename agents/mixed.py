@@ -94,6 +94,10 @@ class MixedUsers(UserModel):
         return self.others.dynamics
 
     @property
+    def hears_friends(self) -> bool:
+        return any(part.hears_friends for part in self.parts)
+
+    @property
     def memory_size(self) -> int:
         return max(self.sample.memory_size, self.others.memory_size)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from agents.base import UserModel, require
 from agents.choice.rule import PAGE, ROUND, SEED, USER, answer_pages, scratch, unpack_rule
+from agents.population.hearsay import friends_who_clicked
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
 from simenv.metrics.reference import midrank_percentile
@@ -23,6 +24,7 @@ from simenv.records import record
 from simenv.slates import Responses
 
 EXAMINATIONS = ("position", "cascade", "all")
+HEARD_FROM = ("friends", "strangers")
 
 
 class Examination(NamedTuple):
@@ -97,6 +99,9 @@ class ChoiceOptions:
     novelty: float = 0.5
     satiation: float = 0.3
     fatigue: float = 0.5
+    word_of_mouth: float = 0.0
+    heard_from: str = "friends"
+    heard_rounds: int = 1
     rating_rate: float = 1.0
     exit_base: float = 0.0
     exit_page: float = 0.3
@@ -113,6 +118,8 @@ class ChoiceOptions:
 
     def __post_init__(self) -> None:
         require(self.examination in EXAMINATIONS, "examination", self.examination, f"one of {', '.join(EXAMINATIONS)}")
+        require(self.heard_from in HEARD_FROM, "heard_from", self.heard_from, f"one of {', '.join(HEARD_FROM)}")
+        require(self.heard_rounds >= 1, "heard_rounds", self.heard_rounds, "a number of rounds >= 1")
         require(self.position_decay >= 0, "position_decay", self.position_decay, "a number >= 0")
         for option in ("continue_click", "continue_skip", "rating_rate"):
             value = getattr(self, option)
@@ -125,7 +132,8 @@ class ChoiceModel(UserModel):
 
     P(click | examined) = sigmoid(base + taste * <p_u, q_i> + b_u + b_i
         + conformity * c_u * (popularity percentile_i - 1/2)
-        + novelty * n_u * (1/2 - familiarity_ui) - satiation * s_ui - fatigue * f_u)
+        + novelty * n_u * (1/2 - familiarity_ui) - satiation * s_ui - fatigue * f_u
+        + word_of_mouth * log2(1 + friends of u who clicked i lately))
 
     True utility is sigmoid(<p_u, q_i> + b_u + b_i): the taste as it is at that moment, without the circumstances.
     Setting a weight to 0 switches its term off.
@@ -145,6 +153,13 @@ class ChoiceModel(UserModel):
             the item's genres in what the user consumed (Kapoor et al. 2015, "I like to explore sometimes").
         satiation: weight of the genre satiation, which `satiation_gain` and `satiation_decay` move (Leqi et al. 2021).
         fatigue: weight of the fatigue, which `fatigue_gain` and `fatigue_recovery` move (Cao, Sun and Shen 2020).
+        word_of_mouth: weight of what friends clicked in the last rounds; the first friend counts 1, three friends 2.
+            That choices follow those of acquaintances, and the more the more of them chose, is Bakshy et al. 2012
+            ("Social influence in social advertising"); that later friends add less, the logarithm, is ours. Users who
+            talk are RecAgent's (Wang et al. 2023). Needs a data set with friends.
+        heard_from: ``friends``, or ``strangers``, the same graph with everybody in another's place: what talk does when
+            those who talk are not alike.
+        heard_rounds: how many of the last rounds count, as far as friends remember them.
         rating_rate: probability that a click is followed by a rating.
         exit_base, exit_page, exit_activity, exit_satisfaction: after page p (from 0) the user leaves with probability
             sigmoid(exit_base + exit_page * p - exit_activity * activity - exit_satisfaction * satisfaction), activity
@@ -173,6 +188,8 @@ class ChoiceModel(UserModel):
         self.examination = Examination(
             given.examination, given.position_decay, given.continue_click, given.continue_skip
         )
+        self.word_of_mouth, self.heard_from = given.word_of_mouth, given.heard_from
+        self.heard_rounds = given.heard_rounds
         self.rating_rate = given.rating_rate
         self._weights = (
             given.base,
@@ -194,8 +211,15 @@ class ChoiceModel(UserModel):
     def memory_size(self) -> int:
         return self._memory_size
 
+    @property
+    def hears_friends(self) -> bool:
+        return self.word_of_mouth != 0
+
     def _bind(self, dataset: Dataset, tastes: Tastes) -> None:
         self._scale = dataset.rating_scale
+        self._friends = dataset.friends
+        if self._friends is not None and self.heard_from == "strangers":
+            self._friends = self._friends.shuffled(self.seed)
         self._popularity = midrank_percentile(self.population.click_counts)
         traits = self.population.traits
         columns = (
@@ -275,8 +299,16 @@ class ChoiceModel(UserModel):
             ),
             scratch(shape[1], population.n_items),
             (examined, clicked, ratings, utility, exited, np.float32(np.nan)),
+            self._heard(users, slates, key.round),
         )
         return Responses(examined=examined, clicked=clicked, ratings=ratings, utility=utility, exited=exited)
+
+    def _heard(self, users: LongArray, slates: NDArray[np.int32], round: int) -> FloatArray:
+        """What word of mouth adds to the logits, (B, K); (0, K) where it is off."""
+        if self.word_of_mouth == 0 or self._friends is None:
+            return np.zeros((0, slates.shape[1]), np.float32)
+        n = friends_who_clicked(self.population, self._friends, users, slates, round, self.heard_rounds)
+        return (self.word_of_mouth * np.log2(1.0 + n)).astype(np.float32)
 
 
 class RankAcceptance(UserModel):

@@ -53,6 +53,7 @@ def answer_pages(
     mind: Any,
     scratch: Any,
     outputs: Any,
+    heard: Any,
 ) -> None:  # pragma: no cover - compiled
     """Users' answers to one page each; rows of the outputs that are not `playing` stay as they are.
 
@@ -70,6 +71,7 @@ def answer_pages(
         scratch: see `scratch`.
         outputs: examined, clicked, ratings, utility, (B, K) each; whether the user leaves, (B,); and the utility that
             is written where it is not known.
+        heard: (B, K) what word of mouth adds to the logits of a click; (0, K) = nothing.
     """
     item_vectors, item_bias, rating_items, rating_item_bias, popularity, genre_ptr, genre_ids = items
     rating_rule, weights, exit_rule, examination, cascade, go_on, satisfaction_memory, distinct, every_utility = rule
@@ -140,6 +142,9 @@ def answer_pages(
                 - w_satiation * sated * share
                 - w_fatigue * fatigue[own]
             )
+        if len(heard) > 0:
+            for place in range(n):
+                chances[place] += heard[row, looked_at[place]]
         for place in range(n):
             chances[place] = sigmoid(chances[place])
 

@@ -50,6 +50,7 @@ class ChoiceSessions(Sessions):
             self._flags,
             self._floats,
             self.parts,
+            np.zeros((0, self.slate_size), np.float32),
         )
 
     def _play(self, slates: LongArray, playing: NDArray[np.bool_], observation: Observation) -> int:
@@ -92,6 +93,7 @@ def _play(
     flags: Any,
     floats: Any,
     parts: Any,
+    heard: Any,
     o_user: Any,
     o_items: Any,
     o_hclicks: Any,
@@ -122,6 +124,7 @@ def _play(
         mind,
         (ranks, marked, values, chances),
         (examined, clicked, ratings, utility, left, np.float32(0.0)),
+        heard,
     )
     _live_pages(
         playing,

@@ -159,7 +159,7 @@ class Design:
             DataError: data that are absent or damaged.
             MissingExtraError: an arm needs an optional dependency that is not installed.
         """
-        self.make_users()
+        users = self.make_users()
         self.make_tastes()
         self.make_probe()
         self.make_metrics()
@@ -167,7 +167,9 @@ class Design:
             self.make_recommender(arm)
             self.make_course(arm)
         if data:
-            self._known(self.load_dataset(self.seed))
+            dataset = self.load_dataset(self.seed)
+            self._known(dataset)
+            users.check_dataset(dataset)
 
     def used_recommenders(self) -> dict[str, Spec]:
         """The specs of the arms that are played."""
@@ -496,7 +498,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Dataset):
         log = value.interactions
         content = hashlib.sha256()
-        for array in (log.users, log.items, log.ratings, log.times):
+        friends = () if value.friends is None else (value.friends.ptr, value.friends.ids)
+        for array in (log.users, log.items, log.ratings, log.times, *friends):
             content.update(array.tobytes())
         return [value.name, value.n_users, value.n_items, content.hexdigest()]
     return f"{type(value).__module__}.{type(value).__qualname__}"

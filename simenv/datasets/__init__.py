@@ -12,6 +12,8 @@ from typing import Any
 
 from simenv.datasets.amazon import amazon
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, RatingScale, Tastes
+from simenv.datasets.friends import Friends
+from simenv.datasets.lastfm import lastfm_2k
 from simenv.datasets.movielens import ml_1m, ml_100k, ml_latest_small
 from simenv.datasets.synthetic import synthetic
 from simenv.datasets.tabular import check, tabular
@@ -20,12 +22,14 @@ from simenv.errors import ConfigError
 __all__ = [
     "Catalog",
     "Dataset",
+    "Friends",
     "Head",
     "Interactions",
     "RatingScale",
     "Tastes",
     "amazon",
     "check",
+    "lastfm_2k",
     "load",
     "ml_1m",
     "ml_100k",
@@ -40,6 +44,7 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
     "ml-1m": ml_1m,
     "ml-latest-small": ml_latest_small,
     "amazon": amazon,
+    "lastfm-2k": lastfm_2k,
     "tabular": tabular,
 }
 

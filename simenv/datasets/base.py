@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simenv.datasets.friends import Friends
 from simenv.errors import ConfigError, DataError
 from simenv.numeric import BoolArray as BoolArray
 from simenv.numeric import FloatArray as FloatArray
@@ -204,6 +205,7 @@ class Dataset:
     user_attributes: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # e.g. "gender" -> (n_users,) of str
     tastes: Tastes | None = None  # the truth, where there is one
     holdout: Interactions | None = None  # kept from everyone; feeds ndcg@10 and recall@10
+    friends: Friends | None = None  # who knows whom, where that is known
 
     def __post_init__(self) -> None:
         log = self.interactions
@@ -216,6 +218,8 @@ class Dataset:
         for name, values in self.user_attributes.items():
             if len(values) != self.n_users:
                 raise DataError(f"{self.name}: {len(values)} values of {name} for {self.n_users} users")
+        if self.friends is not None and self.friends.n_users != self.n_users:
+            raise DataError(f"{self.name}: friends know {self.friends.n_users} users, user_ids {self.n_users}")
 
     @property
     def n_users(self) -> int:
@@ -248,6 +252,7 @@ class Dataset:
             user_ids=tuple(self.user_ids[i] for i in rows),
             user_attributes={name: values[rows] for name, values in self.user_attributes.items()},
             tastes=tastes,
+            friends=None if self.friends is None else self.friends.take(rows),
         )
 
     def sample_users(self, n: int, seed: int) -> Dataset:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from simenv.checks import number, share, whole
 from simenv.datasets import wording
 from simenv.datasets.base import Catalog, Dataset, FloatArray, Head, Interactions, LongArray, Tastes
+from simenv.datasets.friends import small_world
 from simenv.datasets.marginals import ML_100K, quantile_function
 from simenv.numeric import sigmoid
 
@@ -48,7 +49,7 @@ _USER_RATING_SD, _ITEM_RATING_SD, _ITEM_RATING_OWN_SD = 0.45, 0.80, 0.08
 _GENRE_IN_RATING, _STYLE_IN_RATING = 0.07, 0.32  # taste decides choice mostly by genre, ratings mostly by style
 
 _START, _JOINING_SPAN, _MEAN_GAP = 1_600_000_000, 200 * 86_400, 86_400  # seconds
-_BLOCK_STREAM = 1
+_BLOCK_STREAM, _FRIENDS_STREAM = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,9 @@ def synthetic(
     mean_activity: float | None = None,
     popularity_strength: float = 1.0,
     taste_strength: float = 1.0,
+    mean_degree: float = 0.0,
+    rewiring: float = 0.1,
+    homophily: float = 0.5,
 ) -> Dataset:
     """A synthetic world with known tastes.
 
@@ -85,6 +89,10 @@ def synthetic(
             times n_items / 1,682 where the catalogue is smaller, but not below 10 or a quarter of the catalogue.
         popularity_strength: exponent on the popularity curve: 0 = equal, 1 = as in MovieLens-100K; at most 2.
         taste_strength: factor on what users like differently: 0 = all users agree, 1 = the default; at most 3.
+        mean_degree: friends of a user on average, in a small world of its own draws (`simenv.datasets.friends`); 0 =
+            nobody knows anybody, `Dataset.friends` is None. The rest of the world does not depend on it.
+        rewiring: share of friendships thrown anywhere, in [0, 1].
+        homophily: how far friends are chosen by taste, in [0, 1]; 0 = not at all.
 
     Raises:
         ConfigError: an option out of its range.
@@ -97,6 +105,9 @@ def synthetic(
     share("synthetic: minority_share", minority_share, open_high=True)
     number("synthetic: popularity_strength", popularity_strength, 0, 2)
     number("synthetic: taste_strength", taste_strength, 0, 3)
+    number("synthetic: mean_degree", mean_degree, 0, max(0, n_users - 2))
+    share("synthetic: rewiring", rewiring)
+    share("synthetic: homophily", homophily)
 
     rng = np.random.default_rng([seed & (2**64 - 1), 0])
     catalog, item_vectors = _make_items(n_items, rng)
@@ -104,6 +115,10 @@ def synthetic(
     user_vectors = _make_tastes(minority, rng) * np.float32(taste_strength)
     activity = _make_activity(n_users, n_items, mean_activity, rng)
     world = _calibrated(catalog, item_vectors, user_vectors, activity, popularity_strength, rng)
+    friends = None
+    if mean_degree > 0:
+        own = np.random.default_rng([seed & (2**64 - 1), _FRIENDS_STREAM])
+        friends = small_world(user_vectors, mean_degree=mean_degree, rewiring=rewiring, homophily=homophily, rng=own)
     return Dataset(
         name="synthetic",
         catalog=catalog,
@@ -111,6 +126,7 @@ def synthetic(
         user_ids=tuple(f"u{i}" for i in range(n_users)),
         user_attributes={"taste": np.where(minority, "minority", "majority")},
         tastes=Tastes(choice=world.choice, rating=world.rating, rating_noise=_RATING_NOISE, kind="true"),
+        friends=friends,
     )
 
 
