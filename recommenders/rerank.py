@@ -20,7 +20,7 @@ from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import ConfigError, RecommenderError
 from simenv.metrics.reference import genre_weights
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import SeesDataset, SeesTruth, Slates, asks_model
+from simenv.slates import Rehearses, SeesDataset, SeesTruth, Slates, asks_model
 
 
 class Wrapper(Recommender):
@@ -47,6 +47,11 @@ class Wrapper(Recommender):
     def accounting(self) -> dict[str, Any] | None:
         """What `base` asked a language model; None where it asks none."""
         return self.base.accounting if asks_model(self.base) else None
+
+    def rehearse(self) -> None:
+        """From now on a stand-in answers, where `base` asks a language model."""
+        if isinstance(self.base, Rehearses):
+            self.base.rehearse()
 
     def dry_run(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key, *, pages: int) -> object:
         """What `base` would ask for these pages; see `simenv.slates.AsksModel`."""

@@ -147,6 +147,14 @@ class AsksModel(Protocol):
         """
 
 
+@runtime_checkable
+class Rehearses(Protocol):
+    """Who asks a language model already while learning, and can do without one in a dry run."""
+
+    def rehearse(self) -> None:
+        """From now on a stand-in answers, which costs nothing."""
+
+
 def asks_model(one: object) -> TypeGuard[AsksModel]:
     """Whether a language model answers for these users, or for this recommender."""
     return isinstance(one, AsksModel) and one.accounting is not None

@@ -44,7 +44,7 @@ from simenv.errors import ConfigError
 from simenv.language_models.wire.secrets import redacted
 from simenv.platform import TWIN_PAGES
 from simenv.randomness import Key
-from simenv.slates import SeesDataset, SeesTruth, asks_model
+from simenv.slates import Rehearses, SeesDataset, SeesTruth, asks_model
 
 if TYPE_CHECKING:
     import polars as pl
@@ -309,6 +309,8 @@ def dry_run(designs: Mapping[str, Design]) -> None:
         print(users.dry_run(sample, slates, key, pages=pages["agent"]))
     for arm in asking:
         recommender = arms[arm]
+        if isinstance(recommender, Rehearses):
+            recommender.rehearse()
         if isinstance(recommender, SeesDataset):
             recommender.bind_dataset(world.dataset)
         if isinstance(recommender, SeesTruth):

@@ -22,6 +22,7 @@ from simenv.errors import ConfigError, RecommenderError
 from simenv.language_models import LanguageModel, Message, Request, run
 from simenv.language_models.ladder import climb, count_fallbacks, side_by_side
 from simenv.language_models.quoting import plain
+from simenv.language_models.rehearsal import Rehearsal
 from simenv.language_models.repair import ParseError, without_wrapping
 from simenv.randomness import Key
 
@@ -92,6 +93,35 @@ class AskingRecommender(Wrapper):
         """What the language model was asked and what it cost, for the run card."""
         version = self.teller.templates.version if self._teller else ""
         return {"model": self.language_model.model, "prompt_version": version, **self.language_model.ledger.as_dict()}
+
+    def rehearse(self) -> None:
+        """From now on a stand-in answers, and counts; nothing is asked, nor tuned."""
+        super().rehearse()
+        self.language_model = Rehearsal(self.language_model)
+
+    def dry_run(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key, *, pages: int) -> object:
+        """The first prompt in full, and the calls, tokens and dollars of so many pages like these.
+
+        Forms whose number of questions depends on the answers are counted by a stand-in's. What was asked while
+        learning since `rehearse` is told beside that.
+        """
+        if not isinstance(self.language_model, Rehearsal):
+            self.rehearse()
+        model = self.language_model
+        assert isinstance(model, Rehearsal)
+        learning = len(model.asked)
+        model.begin()
+        self.recommend(users, slates.shape[1], key=key)
+        if not model.asked:
+            return f"no calls for {pages:,} pages, {learning:,} while learning"
+        scale, (_, counted) = pages / len(users), model.count_tokens(model.asked[0])
+        tokens = scale * model.prompt_tokens, scale * model.completion_tokens
+        prompt = "\n\n".join(message.content for message in model.asked[0].messages)
+        return (
+            f"{prompt}\n\n{scale * len(model.asked):,.0f} calls at most for {pages:,} pages, and {learning:,} while "
+            f"learning: {tokens[0]:,.0f} prompt tokens ({counted}), about {tokens[1]:,.0f} completion tokens, "
+            f"${model.cost(*tokens):,.2f} by price_prompt and price_completion, second attempts not included"
+        )
 
     def _learnt(self, log: Interactions) -> None:
         super()._learnt(log)

@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 
 from experiments.running.course import run_experiment
 from experiments.running.design import CONF
-from simenv.errors import ConfigError
+from simenv.errors import BudgetExhausted, ConfigError
+from simenv.language_models.fake_server import LLMServer, Reply, Seen
+from tests.recommenders.taste_reader import reply
 
 READER = {"_target_": "tests.recommenders.taste_reader.TasteReader"}
 ARMS = "arms=[random,popularity,chatgpt-list,chatgpt-point]"
@@ -82,6 +84,71 @@ def test_biases_are_told_test_by_test(tmp_path):
         "llm_popularity.png",
         "llm_attributes.png",
     }
+
+
+LOOP = ("n_seeds=1", "rounds=3", "n_users=6", "n_items=40", "references=[]", "modes=[loop]", "primary=null")
+
+
+def test_a_dry_run_counts_the_calls_of_arms_that_ask(tmp_path, capsys):
+    settings = config(
+        "bias_loop_llm", tmp_path / "run", *LOOP, "arms=[chatgpt-list,chatgpt-pair,tallrec,kar]", "dry_run=true"
+    )
+    assert run_experiment(settings) is None
+    told = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    assert "Items to put in order" in told
+    assert "18 calls at most for 18 pages, and 0 while learning" in told  # chatgpt-list
+    assert f"{8 * 18} calls at most for 18 pages" in told  # tallrec: eight candidates, not tuned in a dry run
+    assert "18 calls at most for 18 pages, and 40 while learning" in told  # kar writes about every item
+
+
+class TasteServer(LLMServer):
+    """The taste reader on the wire: its answers by the prompt, in the protocol's form."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda n, seen: Reply(content=self.said(seen)))
+
+    @staticmethod
+    def said(seen: Seen) -> str:
+        schema = seen.body.get("response_format", {}).get("json_schema", {}).get("schema")
+        user = next(m["content"] for m in seen.body["messages"] if m["role"] == "user")
+        return reply(user, schema)
+
+
+def test_a_budget_stops_an_arm_at_a_checkpoint_and_its_run_is_replayed_to_the_byte(tmp_path, monkeypatch):
+    """On the wire: what is resumed with a larger budget, and what is replayed, is the run that would have been."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    sizes = (*LOOP, "arms=[chatgpt-list]", "checkpoint_every=1")
+
+    def play(name: str, *overrides: str) -> Path:
+        with initialize_config_dir(str(CONF), version_base=None):
+            chosen = compose("config", ["+experiment=bias_loop_llm", *WORLD, *sizes, *overrides])
+            made = OmegaConf.to_container(chosen, resolve=True)
+        run_experiment({**made, "run_dir": str(tmp_path / name), "command": "python run.py ..."})
+        return tmp_path / name
+
+    with TasteServer() as server:
+        openai = (
+            "llm@recommender_llm=openai",
+            "recommender_llm.model=taste",
+            f"recommender_llm.base_url={server.base_url}",
+        )
+        with pytest.raises(BudgetExhausted):
+            play("run", *openai, "recommender_llm.budget_calls=8")
+        assert [path.name for path in (tmp_path / "run").glob("checkpoint/*/round-*")] == ["round-000001"]
+        folder = play("run", *openai, "recommender_llm.budget_calls=100", f"resume={tmp_path / 'run'}")
+        asked = len(server.seen)
+    card = json.loads((folder / "run_card.json").read_text())
+    asking = card["recommender_llm"]
+    assert (asking["pages"], asking["calls"] + asking["cached"], asking["fallbacks"]) == (18, 18, 0)
+    assert asking["cached"] == 2  # answered in the round that the budget cut
+    assert "same_model" not in card
+    (cache,) = folder.glob("*cache*.sqlite")
+    again = play("again", "llm@recommender_llm=replay", "recommender_llm.model=taste", f"recommender_llm.cache={cache}")
+    assert len(server.seen) == asked
+    assert (again / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
+    for path in (folder / "events").iterdir():
+        assert path.read_bytes() == (again / "events" / path.name).read_bytes()
 
 
 def test_some_of_the_tests_alone(tmp_path):
