@@ -51,7 +51,7 @@ def dataset() -> Dataset:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny")
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.Q4")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_tuning_teaches_what_is_taken_once_and_is_found_again(weights, prompts, 
     arm = fitted(ranker(weights, prompts, tmp_path / "kept"), dataset)
     assert abs(advantage(untuned)) < 0.1
     assert advantage(arm) > 0.3
-    assert arm.accounting["model"].startswith("tiny+tiny-")
+    assert arm.accounting["model"].startswith("tiny.Q4+tiny.Q4-")
     assert arm.accounting["total"]["calls"] == 3 * N_ITEMS
     told = json.loads((arm.adapter / "tuning.json").read_text())
     assert (told["examples"], told["steps"]) == (48, 72)
@@ -105,8 +105,9 @@ def test_tuning_teaches_what_is_taken_once_and_is_found_again(weights, prompts, 
     assert advantage(loaded) == advantage(arm)
     named = transformers(weights, readout="logits", device="cpu", adapter=arm.adapter)
     assert named.model == arm.language_model.model
-    other = fitted(ranker(weights, prompts, tmp_path / "kept", rank=2), dataset)
+    other = fitted(ranker(weights, prompts, tmp_path / "kept", rank=2, epochs=1), dataset)
     assert other.adapter != arm.adapter
+    assert len(list((tmp_path / "kept").glob("*.lock"))) == 2  # nothing is shared between the two
 
 
 def replaced(arm: LLMRanker) -> LLMRanker:

@@ -66,7 +66,7 @@ def tuned(local: TransformersLocal, examples: Sequence[Example], options: Tuning
     folder = parent / f"{local.folder.name}-{hashlib.sha256(content).hexdigest()[:12]}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.with_suffix(".lock"), "w") as lock:
+        with open(parent / f"{folder.name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (folder / WEIGHTS).is_file():
                 _learn(local, rows, options, folder)
@@ -114,7 +114,7 @@ def _learn(local: TransformersLocal, rows: Sequence[Rows], options: Tuning, fold
         for start in range(0, len(order), options.batch_size):
             yield [rows[row] for row in order[start : start + options.batch_size].tolist()]
 
-    checkpoint = folder.with_suffix(".checkpoint")
+    checkpoint = folder.parent / f"{folder.name}.checkpoint"
     options_ = TrainingOptions(
         epochs=options.epochs, learning_rate=options.learning_rate, weight_decay=0.0, max_minutes=options.max_minutes
     )
