@@ -286,3 +286,16 @@ def test_snapshots_that_cannot_be_had_are_refused(small_world: Dataset) -> None:
     with pytest.raises(ConfigError, match="state: not of an environment with these options"):
         other.set_state(env.get_state())
     other.step(NOTHING)  # nothing has changed
+
+
+def test_a_vector_of_platforms_steps_each_as_if_alone() -> None:
+    envs = gym.make_vec("simenv/Platform-v0", num_envs=2, vectorization_mode="sync", **SMALL)
+    actions = np.array([[0.5, 0.2, 0.1], [0, 1, 0]], np.float32)
+    envs.reset(seed=[3, 4])
+    observations, rewards, *_ = envs.step(actions)
+    for row, (seed, action) in enumerate(zip((3, 4), actions, strict=True)):
+        alone = gym.make("simenv/Platform-v0", **SMALL)
+        alone.reset(seed=seed)
+        observation, reward, *_ = alone.step(action)
+        np.testing.assert_array_equal(observations[row], observation)
+        assert rewards[row] == pytest.approx(reward)
