@@ -1,0 +1,79 @@
+"""RecLoop's findings as claims, and the concentration of codes that they need."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments.running.course import run_experiment
+from experiments.running.design import CONF
+from recommenders.p5.concentration import probe
+from recommenders.p5.generative import P5Fast
+from recommenders.p5.indexes.base import ItemIndex
+from simenv.errors import ConfigError
+from simenv.events import Events
+
+SMALL = [
+    "n_users=25", "n_items=40", "rounds=2", "n_seeds=1", "slate_size=4", "workers=0", "modes=[loop,frozen]",
+    "arms=[sasrec,p5-collaborative,p5-semantic]", "recommenders.sasrec.training.epochs=1",
+    "recommenders.p5-collaborative.training.epochs=1", "recommenders.p5-semantic.training.epochs=1",
+]  # fmt: skip
+
+
+def config(folder: Any, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base=None):
+        made = compose("config", ["+experiment=recloop2026", "progress=false", *SMALL, *overrides])
+    given: dict[str, Any] = OmegaConf.to_container(made, resolve=True)
+    return given | {"run_dir": str(folder), "command": "test"}
+
+
+class Served:
+    """What `probe` reads of a platform."""
+
+    def __init__(self, codes: list[list[int]], items: list[int]) -> None:
+        self.recommender = P5Fast()
+        sizes = tuple(int(size) + 1 for size in np.max(codes, axis=0))
+        self.recommender.index = ItemIndex(name="made", codes=np.array(codes, np.int32), sizes=sizes, spare=0)
+        nothing = Events.empty()
+        columns = {name: np.resize(getattr(nothing, name), len(items)) for name in Events.__dataclass_fields__}
+        self.round_events = Events(**columns | {"item": np.array(items, np.int32)})
+
+
+def test_concentration_by_hand():
+    codes = [[0, 0], [0, 1], [1, 0], [1, 1], [3, 0]]  # no item has the first token 2
+    even = probe(Served(codes, [0, 2, 4]))
+    assert even["code_gini_level1"] == pytest.approx(0)
+    assert even["code_entropy_level1"] == pytest.approx(1)
+    narrow = probe(Served(codes, [0, 1, 0]))
+    assert narrow["code_gini_level1"] == pytest.approx(2 / 3)  # one of three tokens has all
+    assert narrow["code_entropy_level1"] == 0
+    shown = np.array([2, 1]) / 3
+    assert narrow["code_entropy_level2"] == pytest.approx(-(shown @ np.log(shown)) / np.log(2))
+
+
+def test_the_findings_are_claims_beside_those_of_every_loop(tmp_path):
+    folder = run_experiment(config(tmp_path / "run"))
+    claims = {claim["name"]: claim for claim in json.loads((folder / "claims.json").read_text())}
+    metrics = pl.read_csv(folder / "metrics.csv")
+    codes = metrics.filter((pl.col("metric") == "code_gini_level1") & (pl.col("arm") == "p5-semantic"))
+    value = {(row["mode"], row["round"]): row["value"] for row in codes.to_dicts()}
+    grown = value["loop", 1] - value["loop", 0] - (value["frozen", 1] - value["frozen", 0])
+    assert claims["recloop-codes:p5-semantic:code_gini_level1:frozen"]["estimate"] == pytest.approx(grown)
+    assert {name for name in claims if name.startswith("recloop-individual")} == {
+        f"recloop-individual:{arm}:{metric}:sasrec"
+        for arm in ("p5-collaborative", "p5-semantic")
+        for metric in ("ild", "genre_kl")
+    }
+    assert "amplification:sasrec:arp_pct:frozen" in claims
+    assert metrics.filter((pl.col("arm") == "sasrec") & pl.col("metric").str.starts_with("code_")).is_empty()
+
+
+def test_arms_that_are_not_played_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="sequential=gru4rec: is not played"):
+        run_experiment(config(tmp_path / "run", "sequential=gru4rec"))
