@@ -52,7 +52,6 @@ from recommenders.p5.generative import P5Fast
 from recommenders.p5.language.batches import PromptBatches
 from recommenders.p5.language.text import TextData
 from recommenders.p5.prompted import P5
-from recommenders.p5.trie import EXACT_LIMIT
 from simenv import datasets
 from simenv.datasets.base import Dataset, Interactions
 from simenv.datasets.splits import Split, leave_one_out
@@ -60,7 +59,7 @@ from simenv.language_models.local.gguf_file import model_folder, smollm2
 from simenv.numeric import mean_user_auc
 from simenv.randomness import Key
 from simenv.training.histories import Histories
-from simenv.training.loop import Training, TrainingOptions, autocast, held_out_ranks, pick_device
+from simenv.training.loop import VALIDATION_USERS, Training, TrainingOptions, autocast, held_out_ranks, pick_device
 
 FOLDERS = {
     "beauty": ("amazon", "amazon-beauty-2014"),
@@ -412,7 +411,8 @@ def user_lm_as_on_the_cpu(bench: Bench, world: Dataset, dtype: str) -> float:
 def watched(kind: Any, bench: Bench, split: Split, curve: list[dict[str, float]], ends: float) -> Any:
     """A recommender that trains till shortly before `ends`, and whose test hits are noted whenever it validates.
 
-    Which weights are kept is decided by the validation items alone.
+    How long the ranking at the end will take is measured on the untrained network. Which weights are kept is decided by
+    the validation items alone.
     """
     began = time.perf_counter()
     histories = Histories.from_log(split.train)
@@ -420,18 +420,22 @@ def watched(kind: Any, bench: Bench, split: Split, curve: list[dict[str, float]]
     watching = 0.0
 
     class Watched(kind):
-        def _network(self) -> Any:
-            network = super()._network()
+        def _build(self, seed: int) -> None:
+            super()._build(seed)
+            a_user = bench.seconds_of(self.ranked, 1) / len(tested)
+            after = 1.3 * a_user * (min(VALIDATION_USERS, histories.n_users) + 2 * len(tested))  # at the end
             rest = ends - time.perf_counter()
-            self.training = replace(self.training, max_minutes=max(0.9 * rest, 0.5) / 60)  # the rest is for the end
-            return network
+            self.training = replace(self.training, max_minutes=max(rest - after, 0.3 * rest, 0.1) / 60)
+
+        def ranked(self) -> np.ndarray:
+            return held_out_ranks(self.item_scores, histories, split.users[tested], split.targets[tested])
 
         def validate(self, *held_out: Any) -> float:
             nonlocal watching
             score = super().validate(*held_out)
             started = time.perf_counter()
             with autocast(bench.device):
-                places = held_out_ranks(self.item_scores, histories, split.users[tested], split.targets[tested])
+                places = self.ranked()
             watching += time.perf_counter() - started
             point = {"seconds": time.perf_counter() - began, "of_it_watching": watching, "validation_ndcg@10": score}
             curve.append(point | means(places))
@@ -472,10 +476,7 @@ def quality(bench: Bench, row: dict[str, Any], kind: Any, data: str, options: di
         raise
     progress, tested = recommender.progress, sample(bench, split)
     trained = time.perf_counter() - began
-    places = held_out_ranks(
-        recommender.item_scores, Histories.from_log(split.train), split.users[tested], split.targets[tested]
-    )
-    found = means(places)
+    found = means(recommender.ranked())
     own |= {
         "test": found, "tested_users": len(tested), "epochs": progress.epoch, "best_epoch": progress.best_epoch,
         "samples": progress.samples, "training_s": progress.seconds, "wall_s": trained, "losses": progress.losses[-20:],
@@ -540,8 +541,7 @@ def decoding(bench: Bench, row: dict[str, Any]) -> None:
     ways: dict[str, tuple[p5_decoding.Decode, list[int]]] = {
         "generate": (p5_decoding.by_generate, [1, 16, GENERATE_ROWS])
     }
-    if recommender.trie.n_nodes <= EXACT_LIMIT:
-        ways["exact"] = (p5_decoding.by_exact, [1, 16, 512])
+    ways["exact"] = (p5_decoding.by_exact, [1, 16, 512])
     ways["beam"] = (p5_decoding.by_beam, [1, 16, 512, 2048])
     ways = {name: (decode, [n for n in sizes if n <= n_users]) for name, (decode, sizes) in ways.items()}
     users = np.arange(n_users)
