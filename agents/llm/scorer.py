@@ -55,6 +55,10 @@ class PageScorer:
         temperature: of the answers.
         max_tokens: longest answer; None = enough for the page.
         max_fallback_share: share of pages without a usable answer above which the run stops.
+
+    Attributes:
+        recorded: rows of the users whose prompts and answers are kept.
+        transcript: these, as they came: user, round, page, messages (role and text), answer.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class PageScorer:
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.max_fallback_share = max_fallback_share
+        self.recorded: frozenset[int] = frozenset()
+        self.transcript: list[dict[str, Any]] = []
 
     def score(
         self, users: NDArray[Any], slates: NDArray[np.int32], asked: NDArray[np.bool_], key: Key
@@ -193,13 +199,23 @@ class PageScorer:
     async def _score_page(self, user: int, items: NDArray[np.int32], key: Key) -> PageScores | None:
         """The ladder for one page; None = no usable answer."""
         ids = opaque_ids(len(items))
+        asked, answer = self.request(user, items, key), ""
+
+        def read(text: str) -> PageScores:
+            nonlocal answer
+            answer = text
+            return parse_page(text, ids)
 
         def again(first: Request, text: str, reason: str) -> Request:
-            return self._again(first, user, items, text, reason)
+            nonlocal asked
+            asked = self._again(first, user, items, text, reason)
+            return asked
 
-        scores = await climb(
-            self.language_model, self.request(user, items, key), lambda text: parse_page(text, ids), again
-        )
+        scores = await climb(self.language_model, asked, read, again)
+        if user in self.recorded:
+            messages = [[message.role, message.content] for message in asked.messages]
+            page = {"user": user, "round": key.round, "page": key.page}
+            self.transcript.append({**page, "messages": messages, "answer": answer})
         if scores is not None and scores.repaired:
             self.language_model.ledger.count("repairs")
         return scores

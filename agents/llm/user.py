@@ -36,6 +36,7 @@ from simenv.slates import Responses
 
 TITLES = ("real", "masked")
 NOTES_KEPT = 3
+RECORDED_USERS = 3  # whose prompts and answers a run keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +153,16 @@ class LLMUser(UserModel):
             **self.language_model.ledger.as_dict(),
         }
 
+    @property
+    def transcript(self) -> list[dict[str, Any]]:
+        """What the model was told and answered for a few users spread over the population, in order of time."""
+        return sorted(self._scorer.transcript, key=lambda page: (page["round"], page["page"], page["user"]))
+
     def _bind(self, dataset: Dataset, tastes: Tastes) -> None:
         self.embedded.bind_beside(self, dataset, tastes)
         self._dataset = dataset
         self._scorer = self._new_scorer()
+        self._scorer.recorded = frozenset(np.linspace(0, dataset.n_users - 1, RECORDED_USERS).astype(int).tolist())
         self._own_ratings = OwnRatings(dataset, self.population.traits.rating_mean, self.population.traits.rating_sd)
         self._others = OthersRatings(dataset)
         self._scorer.page_prompt.others = self._others.means()
@@ -234,6 +241,7 @@ class LLMUser(UserModel):
             "digests": list(prompt.digests.items()),
             "notes": list(prompt.notes.items()),
             "interviews": self.interviews,
+            "transcript": self.transcript,
             "ledger": self.language_model.ledger.as_dict(),
         }
         return {
@@ -252,6 +260,7 @@ class LLMUser(UserModel):
         prompt.others = state["llm_others"].copy()
         prompt.digests, prompt.notes = dict(texts["digests"]), dict(texts["notes"])
         self.interviews = texts["interviews"]
+        self._scorer.transcript = texts.get("transcript", [])  # checkpoints of before have none
         ledger, spent = self.language_model.ledger, texts["ledger"]["total"]
         # money stays spent: a snapshot of this process's past does not refund it, a resumed run takes it over
         if spent["calls"] >= ledger.total("calls"):

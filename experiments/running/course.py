@@ -33,6 +33,7 @@ from experiments.running.directory import (
     write_json,
     write_metrics,
     write_table,
+    write_transcripts,
     write_world_tables,
 )
 from experiments.running.workers import run_jobs
@@ -150,6 +151,7 @@ class Run:
         for (name, (design, directory)), (worlds, gates) in zip(parts.items(), played, strict=True):
             write_metrics(design, directory)
             write_world_tables(worlds, directory)
+            write_transcripts(design, directory)
             card = card_of_jobs(design, directory, worlds, gates)
             if not name:
                 self.card(**card)

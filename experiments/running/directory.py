@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BYSTANDERS = (".hydra",)  # what Hydra may put into a new run directory, beside its logs
-_RESULTS = ("config.yaml", "run_card.json", "metrics.csv", "claims.json", "items.parquet", "users.parquet")
+_RESULTS = (
+    "config.yaml",
+    "run_card.json",
+    "metrics.csv",
+    "claims.json",
+    "items.parquet",
+    "users.parquet",
+    "transcripts.json",
+)
 
 
 class RunDirectory:
@@ -307,6 +315,17 @@ def card_of_jobs(
     if len(models) == 2:
         card["same_model"] = not models[0].isdisjoint(models[1])
     return card
+
+
+def write_transcripts(design: Design, run: RunDirectory) -> None:
+    """`transcripts.json`: what a language model was told and answered for a few users of each job; none without one."""
+    told = [
+        {"seed": job.seed, "arm": job.arm, "mode": job.mode, **page}
+        for job in design.jobs()
+        for page in _done(run, job).get("transcript", [])
+    ]
+    if told:
+        write_json(run.path / "transcripts.json", told)
 
 
 def _done(run: RunDirectory, job: Job) -> dict[str, Any]:

@@ -193,6 +193,7 @@ class JobRun:
         done: dict[str, Any] = {"digest": self.digest, "seconds": self.seconds}
         for name, one in (("llm", self.platform.users), ("recommender_llm", self.platform.recommender)):
             done[name] = one.accounting if asks_model(one) else None
+        done["transcript"] = getattr(self.platform.users, "transcript", [])
         done["files"] = self._event_sums() | checksums(self.run, [self.folder / "metrics.json"])
         write_sealed(self.folder / "done.json", done)
         for folder in self._checkpoints():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -305,6 +306,14 @@ def wrap(text: str, width: int = 34) -> str:
 def plain(text: object) -> str:
     """Text as matplotlib will print it: a dollar sign is a dollar sign, not mathematics."""
     return str(text).replace("$", r"\$")
+
+
+def svg_bytes(figure: Figure) -> bytes:
+    """The figure as SVG with text as text, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "simenv", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
 
 
 def png_bytes(figure: Figure) -> bytes:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from simenv import figures
 from simenv.errors import DataError
-from simenv.figures.style import png_bytes, same_styles
+from simenv.figures.style import png_bytes, same_styles, svg_bytes
 from simenv.metrics.frame import CONTROLS
 from simenv.report.run_data import RunData
 
@@ -38,6 +38,7 @@ class Drawn:
 
     spec: FigureSpec
     png: bytes | None
+    svg: bytes | None = None  # where it was asked for
     reason: str = ""
 
 
@@ -262,7 +263,7 @@ SPECS = (
 SILENT = {"regimes", "user_models", "item_stability"}  # figures whose absence is ordinary and needs no word on the page
 
 
-def draw_figures(run: RunData) -> Iterator[Drawn]:
+def draw_figures(run: RunData, *, svg: bool = False) -> Iterator[Drawn]:
     """Every figure of `SPECS` that this run has the data for, in order; the others with the reason."""
     has_controls = run.metrics is not None and run.metrics["mode"].is_in(list(CONTROLS)).any()
     with same_styles(run.arms):
@@ -270,7 +271,8 @@ def draw_figures(run: RunData) -> Iterator[Drawn]:
             if (spec.name == "amplification" and not has_controls) or (spec.name == "claims" and not run.claims):
                 continue
             try:
-                yield Drawn(spec=spec, png=png_bytes(spec.draw(run)))
+                figure = spec.draw(run)
+                yield Drawn(spec=spec, png=png_bytes(figure), svg=svg_bytes(figure) if svg else None)
             except DataError as error:
                 if spec.name not in SILENT:
                     yield Drawn(spec=spec, png=None, reason=str(error))

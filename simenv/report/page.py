@@ -58,22 +58,27 @@ _NOTHING = "'none'"
 LEADS = ("amplification", "popularity")  # figures that may stand on the first screen, where an experiment drew none
 
 
-def build(folder: Path | str) -> Path:
+def build(folder: Path | str, *, svg: bool = False) -> Path:
     """Draw the figures of a run directory and write its report; returns the path of `report.html`.
 
     Beside the page lie `report.md`, `report.json` and, where there are claims, `claims.tex`.
+
+    Args:
+        folder: the run directory.
+        svg: write the report's figures as `figures/*.svg` too.
 
     Raises:
         RunDirectoryError: if `folder` is not a run directory, or a file in it is damaged or cannot be written.
     """
     run = read_run(folder)
-    drawn = list(draw_figures(run))
+    drawn = list(draw_figures(run, svg=svg))
     page = run.folder / "report.html"
     images: dict[Path, bytes | None] = {run.folder / "figures" / f"{spec.name}.png": None for spec in SPECS}
     images |= {run.folder / "figures" / f"{d.spec.name}.png": d.png for d in drawn}
+    images |= {run.folder / "figures" / f"{d.spec.name}.svg": d.svg for d in drawn if d.svg is not None}
     shown = _report_page(run, drawn)
     own = [path.stem for path in sorted((run.folder / "figures").glob("*.json"))]
-    names = own + [path.stem for path, png in images.items() if png is not None]
+    names = own + [path.stem for path, png in images.items() if png is not None and path.suffix == ".png"]
     texts: dict[Path, str | None] = {
         page: render("report.html.j2", shown, scripts=["explore.js"] if shown["data"] else []),
         run.folder / "report.md": texts_of.markdown(shown, names),
@@ -145,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="run directory; several are compared; a folder of runs, such as a sweep's, is one, too",
     )
     parser.add_argument("--out", type=Path, help="where to write the comparison (default: FIRST_DIR/compare.html)")
+    parser.add_argument("--svg", action="store_true", help="figures of one run as figures/*.svg, too")
     options = parser.parse_args(argv)
     try:
         if len(options.folders) > 1:
@@ -154,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif options.folders[0].is_dir() and not (options.folders[0] / "run_card.json").is_file():
             page = build_folder(options.folders[0])
         else:
-            page = build(options.folders[0])
+            page = build(options.folders[0], svg=options.svg)
     except SimenvError as error:
         if os.environ.get("SIMENV_DEBUG") == "1":
             raise

@@ -17,6 +17,8 @@ from experiments.running.course import run_experiment
 from experiments.running.design import CONF
 from simenv.errors import BudgetExhausted, ConfigError
 from simenv.language_models.fake_server import LLMServer
+from simenv.report.explore import explore
+from simenv.report.run_data import read_run
 
 CANARY = "sk-canary-77aa"
 MINE = """
@@ -105,6 +107,14 @@ def test_budget_stop_and_resume_with_a_larger_one_then_replay(server: LLMServer,
     )
     assert replayed is not None
     assert (replayed / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
+    assert (replayed / "transcripts.json").read_bytes() == (folder / "transcripts.json").read_bytes()
+    told = json.loads((folder / "transcripts.json").read_text())
+    assert [(page["round"], page["user"]) for page in told] == [(r, user) for r in (0, 1) for user in (0, 2, 5)]
+    assert all("# The page" in page["messages"][-1][1] and "satisfaction" in page["answer"] for page in told)
+    data = explore(read_run(folder))
+    assert data is not None
+    assert [len(user["talks"]) for user in data["users"][:3]] == [2, 2, 2]
+    assert data["texts"][data["users"][0]["talks"][0]["messages"][-1][1]] == told[0]["messages"][-1][1]
     for path in (folder / "events").iterdir():
         assert path.read_bytes() == (replayed / "events" / path.name).read_bytes()
 

@@ -18,6 +18,7 @@ import pytest
 from simenv.conclusions.judged import read_claims, write_claims
 from simenv.errors import RunDirectoryError
 from simenv.report import page as report
+from simenv.report.figures import SPECS
 from simenv.report.run_data import read_run
 from tests.simenv.fake_run import HOSTILE, write_run
 
@@ -252,6 +253,15 @@ def test_gates_in_any_form(copy):
         card = json.loads((copy / "run_card.json").read_text()) | {"gates": listed}
         (copy / "run_card.json").write_text(json.dumps(card))
         assert words in undrawn(copy).text
+
+
+def test_figures_come_as_svg_on_request(copy, monkeypatch):
+    monkeypatch.setattr("simenv.report.figures.SPECS", [spec for spec in SPECS if spec.name == "concentration"])
+    report.build(copy, svg=True)
+    first = (copy / "figures" / "concentration.svg").read_bytes()
+    report.build(copy, svg=True)
+    assert first == (copy / "figures" / "concentration.svg").read_bytes()
+    assert b"coverage</text>" in first  # text is text
 
 
 # -- comparison ---------------------------------------------------------------------------------------------------
