@@ -40,6 +40,7 @@ from experiments.running.course import Run
 from experiments.running.design import Design
 from simenv import checks
 from simenv.conclusions.judged import JudgedClaim, Test, verdict_of
+from simenv.errors import ConfigError
 from simenv.numeric import DoubleArray
 from simenv.slates import asks_model
 
@@ -55,6 +56,8 @@ class Settings(course.Settings):
     Attributes:
         holdout: last share of each user's interactions by which the model is judged.
         candidates: items on a page; 20 as in Agent4Rec.
+        ratios: items passed over for one that was chosen, the settings of discrimination; 1 among them. Where every
+            page is a call to a language model, each costs two calls a user.
         judged_users: how many users; None = all, or `ASKED_USERS` where each page is a call to a language model.
         draws: occasions on which ratings are given.
         agent4rec: folder of Agent4Rec's release, whose own split is then judged too.
@@ -64,6 +67,7 @@ class Settings(course.Settings):
 
     holdout: float
     candidates: int
+    ratios: Sequence[int]
     judged_users: int | None
     draws: int
     agent4rec: str | None
@@ -71,7 +75,9 @@ class Settings(course.Settings):
 
     def __post_init__(self) -> None:
         checks.share("holdout", self.holdout, open_low=True, open_high=True)
-        for name, low in (("candidates", 2 * max(RATIOS) + 2), ("draws", 1), ("judged_users", 1)):
+        if 1 not in self.ratios or not set(self.ratios) <= set(RATIOS):
+            raise ConfigError(f"ratios={list(self.ratios)}: expected some of {', '.join(map(str, RATIOS))}, 1 among them")
+        for name, low in (("candidates", 2 * max(self.ratios) + 2), ("draws", 1), ("judged_users", 1)):
             checks.whole(name, getattr(self, name), low, none=name == "judged_users")
 
     def designs(self) -> dict[str, Design]:
@@ -177,12 +183,12 @@ class Bench:
         self.pages = {
             (kind, ratio): draw_pages(split, self.judged, kind, ratio, settings.candidates, self.design.seed)
             for kind in KINDS
-            for ratio in RATIOS
+            for ratio in settings.ratios
         }
         self.rivals: dict[str, Scores] = {name: fit() for name, fit in baselines(split.train.interactions)}
         self.item_mean = item_mean(split.train.interactions)
         if isinstance(self.own, Asked):
-            self.own.calibrate([self.pages["uniform", ratio] for ratio in RATIOS])
+            self.own.calibrate([self.pages["uniform", ratio] for ratio in settings.ratios])
         self._boots: dict[int, UserBootstrap] = {}
 
     def _opinions(self, model: UserModel, seed: int, name: str | None = None) -> Opinions:
@@ -195,6 +201,10 @@ class Bench:
     def _boot(self, pages: Pages) -> UserBootstrap:
         n = len(pages.users)
         return self._boots.setdefault(n, UserBootstrap(n, self.design.seed))
+
+    def _uniform(self, ratio: int) -> Pages:
+        """Uniform pages of this ratio, or of the largest below it that is asked about."""
+        return self.pages["uniform", max(each for each in self.settings.ratios if each <= ratio)]
 
     def _scores(self, pages: Pages) -> dict[str, DoubleArray]:
         """Everybody's scores of the pages, NaN at empty slots."""
@@ -294,7 +304,7 @@ class Bench:
     def trait_effects(self) -> list[Row]:
         """What traits do to choices, against what they do to real ones; differences within and between users."""
         train, name = self.split.train, self.own.name
-        pages = self.pages["uniform", 3]
+        pages = self._uniform(3)
         chosen = {name: tests.choices(pages, self.own.interest(pages)), REAL: pages.chosen}
         rows = (
             []
@@ -309,7 +319,7 @@ class Bench:
 
     def behaviour(self) -> list[Row]:
         """Is the click probability a frequency."""
-        pages = self.pages["uniform", 9]
+        pages = self._uniform(9)
         return tests.click_calibration(
             pages,
             self.own.click_probability(pages),

@@ -7,6 +7,8 @@ MovieLens Datasets: History and Context", ACM TiiS 5(4); terms of use are in the
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -64,6 +66,7 @@ def ml_100k(
     n_items: int | None = None,
     seed: int = 0,
     root: str | None = None,
+    synopses: str | None = None,
     base_url: str = GROUPLENS,
 ) -> Dataset:
     """MovieLens-100K: 943 users, 1,682 movies, 100,000 ratings of 1 to 5.
@@ -76,6 +79,7 @@ def ml_100k(
         n_items: this many most-rated movies, chosen before the users; None = all.
         seed: decides the sample of users.
         root: folder with u.data, u.item, u.user and u.genre; None = $SIMENV_DATA/ml-100k, else downloaded.
+        synopses: a CSV file with columns title and summary: the items' texts, by title; None = no texts.
         base_url: where ml-100k.zip lies (the publisher, or a mirror).
 
     Raises:
@@ -90,6 +94,7 @@ def ml_100k(
         if not set(flags) <= {"0", "1"}:
             raise DataError(f"{folder / 'u.item'}, line {line}: genre flags {'|'.join(flags)}; expected 0 or 1 each")
         movies.add(line, row[0], row[1], [name for name, flag in zip(genre_names, flags) if flag == "1"])
+    movies.summarise(synopses)
     people = _People(folder / "u.user")
     for line, (user, age, gender, occupation, _) in read_rows(
         folder / "u.user", separator="|", n_fields=5, encoding="latin-1"
@@ -106,6 +111,7 @@ def ml_1m(
     n_items: int | None = None,
     seed: int = 0,
     root: str | None = None,
+    synopses: str | None = None,
     base_url: str = GROUPLENS,
 ) -> Dataset:
     """MovieLens-1M: 6,040 users, 3,706 rated movies, 1,000,209 ratings of 1 to 5; or any part of its ratings.
@@ -118,6 +124,7 @@ def ml_1m(
         n_items: this many most-rated movies, chosen before the users; None = all.
         seed: decides the sample of users.
         root: folder with ratings.dat, movies.dat and users.dat; None = $SIMENV_DATA/ml-1m, else downloaded.
+        synopses: a CSV file with columns title and summary: the items' texts, by title; None = no texts.
         base_url: where ml-1m.zip lies (the publisher, or a mirror).
 
     Raises:
@@ -128,6 +135,7 @@ def ml_1m(
     movies = _Movies(folder / "movies.dat")
     for line, (item, title, genres) in read_rows(folder / "movies.dat", separator="::", n_fields=3, encoding="latin-1"):
         movies.add(line, item, title, genres.split("|"))
+    movies.summarise(synopses)
     people = _People(folder / "users.dat")
     for line, (user, gender, age, occupation, _) in read_rows(
         folder / "users.dat", separator="::", n_fields=5, encoding="latin-1"
@@ -217,6 +225,7 @@ class _Movies:
         self.titles: list[str] = []
         self.genres: list[list[str]] = []
         self.tags: dict[int, dict[str, None]] = {}  # row -> distinct tags in file order
+        self.texts: dict[int, str] = {}  # row -> summary
         self.genre_names = list(genre_names)  # in file order; empty = the sorted union
 
     def add(self, line: int, item: str, title: str, genres: list[str]) -> None:
@@ -235,6 +244,23 @@ class _Movies:
             raise DataError(f"{path}, line {line}: item {item} is not in {self.path.name}; expected every item there")
         self.tags.setdefault(row, {})[tag.strip()] = None
 
+    def summarise(self, path: str | None) -> None:
+        """Take the items' texts from a file of titles and summaries; titles that it lacks have none.
+
+        Raises:
+            DataError: it is not in that form, or has none of the titles.
+        """
+        if path is None:
+            return
+        rows = {title.strip(): row for row, title in enumerate(self.titles)}
+        for line in csv.DictReader(io.StringIO(read_text(Path(path), "utf-8"), newline="")):
+            if not {"title", "summary"} <= set(line):
+                raise DataError(f"{path}: columns {', '.join(line)}; expected title and summary among them")
+            if (row := rows.get(line["title"].strip())) is not None:
+                self.texts[row] = line["summary"].strip()
+        if not self.texts:
+            raise DataError(f"synopses={path}: no title of {self.path.name} is there; expected titles as published")
+
     def catalog(self, drop: str | None) -> Catalog:
         names = self.genre_names or sorted({genre for genres in self.genres for genre in genres})
         names = [name for name in names if name != drop]
@@ -242,13 +268,14 @@ class _Movies:
         flags = np.zeros((len(self.titles), len(names)), np.bool_)
         for row, genres in enumerate(self.genres):
             flags[row, [column[genre] for genre in genres if genre != drop]] = True
+        texts = self.texts or {row: ", ".join(tags) for row, tags in self.tags.items()}
         years = [int(found[1]) if (found := _YEAR.search(title)) else 0 for title in self.titles]
         return Catalog(
             item_ids=tuple(map(str, self.ids)),
             titles=tuple(self.titles),
             genre_names=tuple(names),
             genres=flags,
-            texts=tuple(", ".join(self.tags.get(row, {})) for row in range(len(self.titles))) if self.tags else (),
+            texts=tuple(texts.get(row, "") for row in range(len(self.titles))) if texts else (),
             attributes={"year": np.array(years, np.int32)},
         )
 
