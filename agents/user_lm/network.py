@@ -26,6 +26,8 @@ try:
     import transformers
     from torch import Tensor, nn
     from torch.nn import functional
+
+    from simenv.training.loop import fast_bfloat16
 except ImportError as error:
     raise MissingExtraError("a user language model", "torch") from error
 
@@ -136,6 +138,29 @@ def embed(network: Any, vectors: NDArray[np.float32]) -> None:
         embeddings[known] = SPREAD * torch.from_numpy(vectors)[known]
 
 
+def describe(network: Any, features: NDArray[np.float32], known: NDArray[np.bool_]) -> Described:
+    """Let the embeddings of titles begin from their items' vectors.
+
+    Args:
+        network: of `new_network`, its embeddings where they start; what is returned is trained as a part of it.
+        features: (n_tokens, d), zero for tokens that are no titles.
+        known: (n_tokens,), whose embeddings mean something already.
+    """
+    embeddings = network.get_input_embeddings().weight
+    described = Described(features, embeddings.shape[1]).to(embeddings.device)
+    described.start(embeddings, known)
+    network.add_module(Described.NAME, described)
+    return described
+
+
+def settle(network: Any, described: Described) -> None:
+    """Write into the embeddings of titles what their vectors make of them, and forget the vectors."""
+    embeddings = network.get_input_embeddings().weight
+    with torch.no_grad():
+        embeddings.copy_(described.eval()(embeddings))
+    delattr(network, Described.NAME)
+
+
 def load_network(folder: str | Path, *, lora_rank: int = 0) -> tuple[Any, Any]:
     """Tokenizer and network of a local checkpoint; with `lora_rank` only low-rank adapters are trained.
 
@@ -199,6 +224,47 @@ def save(network: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+class Described(nn.Module):
+    """Embeddings of titles as what their items' vectors say, plus what is learned of the title alone.
+
+    What is learned of a title alone is left out for `ALONE` of the titles of a batch, so that the vectors come to serve
+    without it (Volkovs et al. 2017, "DropoutNet"): of items that nobody has met there is nothing else. Vectors become
+    embeddings by a matrix, which starts as the ridge regression of where the embeddings start.
+
+    Args:
+        features: (n_tokens, d), zero for tokens that are no titles.
+    """
+
+    NAME = "described"
+    ALONE = 0.25
+    RIDGE = 3.0
+
+    def __init__(self, features: NDArray[np.float32], hidden_size: int) -> None:
+        super().__init__()
+        self.register_buffer("features", torch.from_numpy(features), persistent=False)
+        self.register_buffer("titles", self.features.abs().sum(dim=1, keepdim=True) > 0, persistent=False)
+        self.register_buffer("never_met", self.titles, persistent=False)
+        self.matrix = nn.Parameter(torch.zeros(features.shape[1], hidden_size))
+
+    @torch.no_grad()
+    def start(self, embeddings: Tensor, known: NDArray[np.bool_]) -> None:
+        """Fit the matrix to the embeddings of `known` tokens, (n_tokens,), and leave the rest of them in place."""
+        told = self.titles[:, 0]
+        met = told & torch.from_numpy(known).to(told.device)
+        x = self.features[met]
+        gram = x.T @ x + self.RIDGE * torch.eye(x.shape[1], device=x.device)
+        self.matrix.copy_(torch.linalg.solve(gram, x.T @ embeddings[met]))
+        embeddings[met] -= x @ self.matrix
+        self.never_met = (told & ~met)[:, None]
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(n_tokens, hidden_size), of the titles' own to those the network reads."""
+        alone = self.never_met
+        if self.training:
+            alone = alone | (self.titles & (torch.rand_like(embeddings[:, :1]) < self.ALONE))
+        return embeddings.masked_fill(alone, 0.0) + self.features @ self.matrix
+
+
 class Objective:
     """What a network is trained on, as a loss of a batch.
 
@@ -212,6 +278,7 @@ class Objective:
         reader: of the tokenizer.
         language: weight of the next words.
         compiled: by torch, which takes half a minute and a C++ compiler, and makes a step on a CPU a third shorter.
+        described: of `describe`, where titles begin from vectors.
     """
 
     LINES = 1.0
@@ -219,8 +286,16 @@ class Objective:
     SPOKEN = 0.3
     SAMPLED = 3  # one of so many words of profile and memory is foretold in a step: the vocabulary is what costs
 
-    def __init__(self, network: Any, reader: Reader, *, language: float, compiled: bool = False) -> None:
-        self.network, self.language = network, language
+    def __init__(
+        self,
+        network: Any,
+        reader: Reader,
+        *,
+        language: float,
+        compiled: bool = False,
+        described: Described | None = None,
+    ) -> None:
+        self.network, self.language, self.described = network, language, described
         base: Any = network.get_base_model() if isinstance(network, Adapted) else network
         self.body = torch.compile(base.model, dynamic=True) if compiled else base.model
         self.device = next(network.parameters()).device
@@ -231,13 +306,13 @@ class Objective:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         """The loss, a scalar, and how many answers it is about."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast_bfloat16(self.device)):
             return self._loss(batch.to(self.device))
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        hidden = self.hidden(batch)
-        head = self.network.get_output_embeddings().weight
-        logs = self.answers(hidden, batch)
+        table, head = self.embeddings()
+        hidden = self.hidden(batch, table)
+        logs = self.answers(hidden, batch, head)
         total = -(batch.wanted * logs).sum() / batch.wanted.sum()
         after = functional.linear(hidden[batch.lines[:, 0], batch.lines[:, 1]], head[self.digits[[0, N_DIGITS - 1]]])
         total = total + self.LINES * functional.cross_entropy(after.float(), batch.picked.long())
@@ -254,16 +329,29 @@ class Objective:
             total = total + self.language * functional.cross_entropy(words.float(), batch.tokens[rows, places])
         return total, int((batch.wanted.sum(dim=1) > 0).sum())
 
-    def hidden(self, batch: Batch) -> Tensor:
+    def chances(self, batch: Batch) -> Tensor:
+        """Probabilities of the digits that may follow each branch, (m, 10)."""
+        table, head = self.embeddings()
+        return self.answers(self.hidden(batch, table), batch, head).exp()
+
+    def embeddings(self) -> tuple[Tensor | None, Tensor]:
+        """Those of the tokens read, where they are made from vectors, and those of the tokens foretold, (n_tokens, d)."""
+        head = self.network.get_output_embeddings().weight
+        if self.described is None:
+            return None, head
+        table = self.described(head)  # a network of ours: the same for both
+        return table, table
+
+    def hidden(self, batch: Batch, table: Tensor | None) -> Tensor:
         """Last hidden states, (n, P + B, d)."""
+        read = {"input_ids": batch.tokens} if table is None else {"inputs_embeds": table[batch.tokens]}
         states: Tensor = self.body(
-            input_ids=batch.tokens, attention_mask=tree_mask(batch), position_ids=batch.positions, use_cache=False
+            **read, attention_mask=tree_mask(batch), position_ids=batch.positions, use_cache=False
         ).last_hidden_state
         return states
 
-    def answers(self, hidden: Tensor, batch: Batch) -> Tensor:
+    def answers(self, hidden: Tensor, batch: Batch, head: Tensor) -> Tensor:
         """Log-probabilities of the digits that may follow each branch, (m, 10)."""
-        head = self.network.get_output_embeddings().weight
         scores = functional.linear(_at_branches(hidden, batch, batch.ends), head[self.digits]).float()
         beyond = (self.values < RATING[0]) | (self.values > RATING[1])
         return torch.log_softmax(scores.masked_fill(batch.stars[:, None] & beyond, -1e9), dim=1)
@@ -301,7 +389,7 @@ def interests(objective: Objective, reader: Reader, examples: Sequence[Example],
         for rows in reader.groups(examples, encoded, tokens, np.random.default_rng(0)):
             batch = reader.batch([examples[row] for row in rows], [encoded[row] for row in rows])
             batch = batch.to(objective.device)
-            chances = objective.answers(objective.hidden(batch), batch).exp()
+            chances = objective.chances(batch)
             with torch.autocast(objective.device.type, enabled=False):
                 means = (chances @ objective.values)[batch.interests].cpu().numpy()
             ends = np.cumsum([len(examples[row].items) for row in rows])

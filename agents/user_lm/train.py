@@ -21,11 +21,14 @@ from agents.user_lm.corpus import Corpus, Example
 from agents.user_lm.exposure import LoggedPages
 from simenv.errors import ConfigError
 from simenv.language_models.local.gguf_file import model_folder
+from simenv.language_models.quoting import quote
 
 if TYPE_CHECKING:
     from agents.user_lm.batches import Batch
 
 MAX_LENGTH = 2048  # tokens a model of ours takes
+
+TITLE = 120  # characters of a title on a page
 
 Opinions = Callable[[Sequence[Example]], list[NDArray[Any]]]
 
@@ -46,6 +49,7 @@ class LearningOptions:
     language: float
     batch_tokens: int
     checkpoint: str | None
+    item_vectors: str | None
     lora_rank: int
     compile: bool
     device: str
@@ -67,11 +71,41 @@ class LearningOptions:
             raise ConfigError("user_lm.compile=true: needs a C++ compiler; found neither $CXX nor g++ nor c++")
         if self.lora_rank and self.checkpoint is None:
             raise ConfigError(f"user_lm.lora_rank={self.lora_rank}: adapters need a user_lm.checkpoint to adapt")
+        if self.item_vectors is not None and self.checkpoint is not None:
+            raise ConfigError(
+                f"user_lm.item_vectors={self.item_vectors}: they are where a new model starts; expected no "
+                f"user_lm.checkpoint beside them, not {self.checkpoint}"
+            )
         if self.checkpoint is not None and not (model_folder(self.checkpoint) / "config.json").is_file():
             raise ConfigError(
                 f"user_lm.checkpoint={self.checkpoint}: no config.json; expected a save_pretrained folder, a GGUF file "
                 "or smollm2"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemVectors:
+    """What is known of a catalogue's items beside who picked them, also of those nobody is known to have picked."""
+
+    titles: tuple[str, ...]
+    vectors: NDArray[np.float32]  # (n_items, d)
+
+    @property
+    def quoted(self) -> list[str]:
+        """The titles as they stand between quotation marks on a page."""
+        return [quote(title, TITLE)[1:-1] for title in self.titles]
+
+    def by_token(self, tokenizer: Any) -> NDArray[np.float32]:
+        """(n_tokens, d): of tokens that are titles, the mean of the vectors of the items of that name; else zero."""
+        from agents.user_lm.vocabulary import title_tokens
+
+        found = np.zeros((len(tokenizer), self.vectors.shape[1]), np.float32)
+        times = np.zeros((len(tokenizer), 1), np.float32)
+        for token, vector in zip(title_tokens(tokenizer, self.quoted), self.vectors, strict=True):
+            if token is not None:
+                found[token] += vector
+                times[token] += 1.0
+        return found / np.maximum(times, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +125,7 @@ def train(
     judged: Callable[[Opinions], dict[str, Any]],
     seed: int,
     show: bool,
+    items: ItemVectors | None = None,
 ) -> Trained:
     """Train, and write the model into `folder`.
 
@@ -102,23 +137,28 @@ def train(
         judged: given the model's opinions, as a function of examples, returns further figures.
         seed: of all draws.
         show: a progress bar.
+        items: where titles' embeddings begin, and all there is of titles never met; a new network only.
     """
     from agents.user_lm.batches import Reader  # torch loads here
     from agents.user_lm.embeddings import co_occurrence_vectors
-    from agents.user_lm.network import Objective, embed, interests, save
+    from agents.user_lm.network import Objective, describe, embed, interests, save, settle
     from simenv.training.loop import Training, TrainingOptions, pick_device, seeded
 
     device = pick_device(options.device)
     first = list(corpus.examples(0))
     with seeded(seed, device):
-        tokenizer, network = _network(corpus, first, options)
+        tokenizer, network = _network(corpus, first, options, items)
     network.to(device)
     reader = Reader(tokenizer, corpus.prompts.render("system"))
-    objective = Objective(network, reader, language=options.language, compiled=options.compile)
     encoded = reader.encode(first)
+    described = None
     if options.checkpoint is None:
         memories = [one.ids[reader.n_prefix : one.page] for one in encoded]
-        embed(network, co_occurrence_vectors(memories, len(tokenizer), options.hidden_size, seed))
+        vectors = co_occurrence_vectors(memories, len(tokenizer), options.hidden_size, seed)
+        embed(network, vectors)
+        if items is not None:
+            described = describe(network, items.by_token(tokenizer), np.abs(vectors).sum(axis=1) > 0)
+    objective = Objective(network, reader, language=options.language, compiled=options.compile, described=described)
 
     def batches(number: int) -> Iterator[Batch]:
         examples = first if number == 0 else list(corpus.examples(number))
@@ -133,6 +173,8 @@ def train(
     steps = len(reader.groups(first, encoded, options.batch_tokens, np.random.default_rng(0)))
     progress = Training(network, objective, how, seed=seed, checkpoint=checkpoint, show=show).run(batches, steps)
     judgement = judged(partial(interests, objective, reader, tokens=options.batch_tokens))
+    if described is not None:
+        settle(network, described)
     save(network, tokenizer, folder)
     return Trained(
         losses=progress.losses,
@@ -151,7 +193,9 @@ def train(
     )
 
 
-def _network(corpus: Corpus | LoggedPages, examples: Sequence[Example], options: LearningOptions) -> tuple[Any, Any]:
+def _network(
+    corpus: Corpus | LoggedPages, examples: Sequence[Example], options: LearningOptions, items: ItemVectors | None
+) -> tuple[Any, Any]:
     """Tokenizer and network: new ones for these examples, or a checkpoint's."""
     from agents.user_lm.batches import answer_texts
     from agents.user_lm.network import load_network, new_network
@@ -165,6 +209,7 @@ def _network(corpus: Corpus | LoggedPages, examples: Sequence[Example], options:
         system=corpus.prompts.render("system"),
         answers=list(dict.fromkeys([*answer_texts(26), *answer_texts(max(26, corpus.candidates))])),
         max_length=MAX_LENGTH,
+        titles=[] if items is None else items.quoted,
     )
     network = new_network(
         tokenizer,

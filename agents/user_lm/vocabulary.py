@@ -8,6 +8,7 @@ prompt, each lead of an answer and each piece of a written one is one token. The
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,15 +43,24 @@ def pre_tokenizer() -> Any:
     )
 
 
-def learn_vocabulary(texts: Iterable[str], *, size: int, system: str, answers: Sequence[str], max_length: int) -> Any:
+def learn_vocabulary(
+    texts: Iterable[str],
+    *,
+    size: int,
+    system: str,
+    answers: Sequence[str],
+    max_length: int,
+    titles: Sequence[str] = (),
+) -> Any:
     """A tokenizer with a chat template, for `save_pretrained` beside a model.
 
     Args:
         texts: of the corpus, without the system prompt.
-        size: tokens in all, at most.
+        size: tokens in all, at most, `titles` that are no token by then not counted.
         system: the system prompt, a token of its own.
         answers: distinct texts with which an answer is begun and written, a token each.
         max_length: longest prompt with its answer, tokens.
+        titles: as they stand between quotation marks, a token each wherever they are quoted whole, however rare.
 
     Raises:
         ConfigError: `size` leaves no room for pairs.
@@ -70,6 +80,8 @@ def learn_vocabulary(texts: Iterable[str], *, size: int, system: str, answers: S
         show_progress=False,
     )
     tokenizer.train_from_iterator(_with_numbers(texts, numbers), trainer)
+    if titles:
+        tokenizer = _with_whole(tokenizer, titles)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (system, *answers)])
     fast: Any = transformers.PreTrainedTokenizerFast
     return fast(
@@ -80,6 +92,29 @@ def learn_vocabulary(texts: Iterable[str], *, size: int, system: str, answers: S
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
+
+
+def title_tokens(tokenizer: Any, titles: Sequence[str]) -> list[int | None]:
+    """The token of each title as `learn_vocabulary` was given it; None where it is none."""
+    vocabulary = tokenizer.get_vocab()
+    return [None if (piece := _piece(title)) is None else vocabulary.get(piece) for title in titles]
+
+
+def _piece(title: str) -> str | None:
+    """A quoted title as `pre_tokenizer` cuts it, where that is one piece."""
+    pieces = [piece for piece, _ in pre_tokenizer().pre_tokenize_str(f'"{title}"')]
+    return pieces[1] if len(pieces) == 3 else None
+
+
+def _with_whole(tokenizer: Any, titles: Sequence[str]) -> Any:
+    """The same, with a token for each title: a piece that is in the vocabulary is not put together from pairs."""
+    stored = json.loads(tokenizer.to_str())
+    vocabulary = stored["model"]["vocab"]
+    for title in titles:
+        if (piece := _piece(title)) is not None:
+            vocabulary.setdefault(piece, len(vocabulary))
+    stored["model"]["ignore_merges"] = True
+    return Tokenizer.from_str(json.dumps(stored))
 
 
 def _with_numbers(texts: Iterable[str], numbers: Sequence[str]) -> Iterable[str]:

@@ -76,7 +76,9 @@ class Settings(course.Settings):
     def __post_init__(self) -> None:
         checks.share("holdout", self.holdout, open_low=True, open_high=True)
         if 1 not in self.ratios or not set(self.ratios) <= set(RATIOS):
-            raise ConfigError(f"ratios={list(self.ratios)}: expected some of {', '.join(map(str, RATIOS))}, 1 among them")
+            raise ConfigError(
+                f"ratios={list(self.ratios)}: expected some of {', '.join(map(str, RATIOS))}, 1 among them"
+            )
         for name, low in (("candidates", 2 * max(self.ratios) + 2), ("draws", 1), ("judged_users", 1)):
             checks.whole(name, getattr(self, name), low, none=name == "judged_users")
 

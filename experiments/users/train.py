@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from agents.llm.memory import Retrieval
 from agents.user_lm import Corpus, Example, HeldOut, LoggedPages, PromptOptions, ShownLog
-from agents.user_lm.train import LearningOptions, train
+from agents.user_lm.train import ItemVectors, LearningOptions, train
 from experiments.running import course
 from experiments.running.course import Run
 from experiments.running.design import Design
@@ -27,6 +27,7 @@ from experiments.running.directory import config_of
 from experiments.users.logged_pages import MODEL, judge, read_logs
 from simenv.datasets.base import Dataset
 from simenv.errors import ConfigError
+from simenv.language_models.item_vectors import item_vectors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +96,16 @@ class Settings(course.Settings):
         )
 
     @cached_property
+    def item_vectors(self) -> ItemVectors | None:
+        """What a language model makes of the catalogue's texts, items held out among them."""
+        source, catalog = self.learning.item_vectors, self.dataset.catalog
+        if source is None:
+            return None
+        return ItemVectors(
+            titles=catalog.titles, vectors=item_vectors(catalog, source, self.learning.hidden_size).astype(np.float32)
+        )
+
+    @cached_property
     def logs(self) -> dict[str, list[ShownLog]]:
         """The logs to learn from and to judge by, by option, where there are any."""
         learning = self.learning
@@ -131,8 +142,8 @@ class Settings(course.Settings):
         return {}
 
     def check(self) -> None:
-        """Read the options, the data and the logs."""
-        _ = self.learning, self.options, self.corpus
+        """Read the options, the data, the logs and the items' vectors."""
+        _ = self.learning, self.options, self.corpus, self.item_vectors
 
 
 def play(settings: Settings, run: Run) -> None:
@@ -145,6 +156,7 @@ def play(settings: Settings, run: Run) -> None:
         judged=partial(_judge, settings, run),
         seed=settings.design.seed,
         show=run.progress,
+        items=settings.item_vectors,
     )
     run.table("training", [{"pass": number + 1, "loss": loss} for number, loss in enumerate(trained.losses)])
     _write_unseen(settings, run.path / "model" / "unseen.json")

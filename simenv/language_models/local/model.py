@@ -39,6 +39,7 @@ try:
 
     from simenv.language_models.local.adapters import merged, tuned
     from simenv.language_models.local.readout import LogitReadout, Tree
+    from simenv.training.loop import fast_bfloat16
 except ImportError as error:
     raise MissingExtraError("llm=transformers", "torch") from error
 
@@ -495,8 +496,7 @@ def _dtype(asked: str, folder: Path, device: str) -> Any:
     saved = getattr(transformers.AutoConfig.from_pretrained(folder, local_files_only=True), "dtype", None)
     if saved not in (torch.float16, torch.bfloat16):
         return asked
-    able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16") else torch.float32
+    return torch.bfloat16 if fast_bfloat16(torch.device(device)) else torch.float32
 
 
 def _written(schema: Mapping[str, Any] | None) -> str:

@@ -534,7 +534,7 @@ def answers_in_training(network, reader, examples) -> list[np.ndarray]:
     objective = Objective(network, reader, language=0.0)
     batch = reader.batch(examples, reader.encode(examples), np.random.default_rng(0))
     with torch.no_grad():
-        means = (objective.answers(objective.hidden(batch), batch).exp() @ objective.values).double().numpy()
+        means = (objective.chances(batch) @ objective.values).double().numpy()
     said = np.where(batch.stars.numpy(), means, means * 100 / 9)
     return np.split(said, np.cumsum([2 * len(each.items) + 1 for each in examples])[:-1])
 
@@ -728,7 +728,7 @@ def test_in_half_a_minute_it_learns_what_kinds_of_people_pick():
         asked = list(Corpus(world.take_users(users), moments=3, window=0.3, lived=0.0, seed=9).examples(0))
         batch = reader.batch(asked, reader.encode(asked))
         with torch.inference_mode():
-            chances = objective.answers(objective.hidden(batch), batch).exp()
+            chances = objective.chances(batch)
         interest = (chances @ torch.arange(10.0))[batch.interests].numpy()
         found, start = [], 0
         for each in asked:

@@ -123,6 +123,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(trained, tmp_path, monkeypatch
         (["user_lm.dropout=1.0"], "user_lm.dropout=1.0"),
         (["user_lm.language=-1"], "user_lm.language=-1"),
         (["user_lm.lora_rank=2"], "user_lm.lora_rank=2"),
+        (["user_lm.checkpoint=smollm2", "user_lm.item_vectors=smollm2"], "user_lm.item_vectors=smollm2"),
+        (["user_lm.item_vectors=/nowhere/at/all"], "item_vectors=/nowhere/at/all"),
         (["user_lm.checkpoint=/nowhere/at/all"], "user_lm.checkpoint=/nowhere/at/all"),
         (["user_lm.negatives=popular"], "negatives=popular"),
         (["user_lm.ratios=[20]"], "ratios=[20]"),
@@ -184,6 +186,7 @@ NETWORK = {
 
 def test_every_option_is_tried_here():
     elsewhere = {"held_out_users", "held_out_items", "max_minutes", "checkpoint", "lora_rank", "compile", "device"}
+    elsewhere |= {"item_vectors"}  # below, and what it is for in tests/agents/user_lm
     elsewhere |= {"log", "judged_log", "judged_pages"}  # tests/experiments/users/test_logged_pages.py
     assert {each.name for each in fields(Learning)} == set(TEXTS) | set(NETWORK) | elsewhere
 
@@ -194,6 +197,27 @@ def test_every_option_of_the_training_changes_the_weights(name, trained, tmp_pat
     run_dir = run_experiment(settings(tmp_path / "run", f"user_lm.{name}={NETWORK[name]}"))
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run_dir, trained)]
     assert weights[0] != weights[1]
+
+
+def test_titles_never_met_have_embeddings_where_items_have_vectors(trained, tmp_path):
+    """Two items held out of the same vector are the same to the model, another one is not."""
+    dataset = synthetic(n_users=50, n_items=50, seed=0)
+    held = json.loads((trained / "model" / "unseen.json").read_text())["items"][:3]
+    rows = [dataset.catalog.item_ids.index(item) for item in held]
+    vectors = np.random.default_rng(0).normal(size=(50, 4))
+    vectors[rows[1]] = vectors[rows[0]]
+    np.save(tmp_path / "vectors.npy", vectors)
+    run_dir = run_experiment(settings(tmp_path / "run", f"user_lm.item_vectors={tmp_path / 'vectors.npy'}"))
+    from agents.user_lm.network import load_network  # torch loads here
+
+    tokenizer, network = load_network(run_dir / "model")
+    tokens = [tokenizer.encode(f'"{dataset.catalog.titles[row]}"', add_special_tokens=False) for row in rows]
+    assert [len(ids) for ids in tokens] == [3, 3, 3]
+    embeddings = network.get_input_embeddings().weight.detach().numpy()
+    first, same, other = (embeddings[ids[1]] for ids in tokens)
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first).max() > 1e-3
+    assert np.abs(first - other).max() > 1e-3
 
 
 @pytest.mark.slow
