@@ -236,6 +236,9 @@ class Described(nn.Module):
     """
 
     NAME = "described"
+    features: Tensor
+    titles: Tensor
+    never_met: Tensor
     ALONE = 0.25
     RIDGE = 3.0
 
@@ -335,7 +338,7 @@ class Objective:
         return self.answers(self.hidden(batch, table), batch, head).exp()
 
     def embeddings(self) -> tuple[Tensor | None, Tensor]:
-        """Those of the tokens read, where they are made from vectors, and those of the tokens foretold, (n_tokens, d)."""
+        """Of the tokens read, where they are made from vectors, and of the tokens foretold, (n_tokens, d)."""
         head = self.network.get_output_embeddings().weight
         if self.described is None:
             return None, head

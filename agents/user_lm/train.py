@@ -105,7 +105,7 @@ class ItemVectors:
             if token is not None:
                 found[token] += vector
                 times[token] += 1.0
-        return found / np.maximum(times, 1.0)
+        return (found / np.maximum(times, 1.0)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

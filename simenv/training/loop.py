@@ -104,7 +104,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 by instructions of its own; a CPU without them takes ten times as long."""
+    """Whether the device has instructions for bfloat16; a CPU without them takes ten times as long."""
     able = torch.cpu.get_capabilities()
     return device.type != "cpu" or any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 

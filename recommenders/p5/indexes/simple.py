@@ -10,9 +10,12 @@ import re
 import numpy as np
 
 from recommenders.p5.indexes.base import IndexSource, Paths, digits, with_collision_token
-from simenv.datasets.base import Catalog
+from simenv.datasets.base import Catalog, FloatArray
 from simenv.errors import ConfigError
+from simenv.language_models.item_vectors import item_vectors
 from simenv.numeric import places
+
+VECTOR_SIZE = 64
 
 
 def random_codes(source: IndexSource, rng: np.random.Generator, *, branching: int = 32) -> Paths:
@@ -54,13 +57,20 @@ def title_codes(source: IndexSource, rng: np.random.Generator, *, max_words: int
     return with_collision_token(paths)
 
 
-def semantic_codes(source: IndexSource, rng: np.random.Generator, *, depth: int = 3) -> Paths:
+def semantic_codes(
+    source: IndexSource, rng: np.random.Generator, *, depth: int = 3, vectors: str | None = None, branching: int = 16
+) -> Paths:
     """SemID: the item's categories, broadest first, then a token that tells its siblings apart.
 
-    With `attributes["category_path"]` (strings with ' > ' between levels) that is the path, less a first level that
-    all items share; else the item's genres, the most frequent of the catalogue first.
+    With `vectors` - ``smollm2``, a model or an ``.npy`` file, see `simenv.language_models.item_vectors` - the
+    categories are clusters of what a language model makes of the items' texts, `branching` at each level (Tay et al.
+    2022, "Transformer memory as a differentiable search index"). Else with `attributes["category_path"]` (strings
+    with ' > ' between levels) that is the path, less a first level that all items share; else the item's genres, the
+    most frequent of the catalogue first.
     """
     catalog = _catalog(source, "semantic")
+    if vectors is not None:
+        return with_collision_token(_clusters(item_vectors(catalog, vectors, VECTOR_SIZE), depth, branching, rng))
     stored = catalog.attributes.get("category_path")
     if stored is not None:
         names = [[part for part in str(path).split(" > ") if part] for path in stored]
@@ -79,6 +89,23 @@ def semantic_codes(source: IndexSource, rng: np.random.Generator, *, depth: int 
                 children[prefix[:-1]] = numbers[prefix] = children.get(prefix[:-1], 0) + 1
             paths[row, column] = numbers[prefix]
     return with_collision_token(paths)
+
+
+def _clusters(vectors: FloatArray, depth: int, branching: int, rng: np.random.Generator) -> Paths:
+    """Paths through `depth` levels of k-means, (n_items, depth); a cluster no larger than `branching` is not split."""
+    from scipy.cluster.vq import kmeans2
+
+    paths = np.zeros((len(vectors), depth), np.int64)
+    parts = [np.arange(len(vectors))]
+    for level in range(depth):
+        split = []
+        for part in parts:
+            if len(part) > branching:
+                labels = kmeans2(vectors[part].astype(np.float64), branching, minit="++", iter=20, rng=rng)[1]
+                paths[part, level] = np.unique(labels, return_inverse=True)[1]
+                split += [part[labels == label] for label in np.unique(labels)]
+        parts = split
+    return paths
 
 
 def _catalog(source: IndexSource, name: str) -> Catalog:

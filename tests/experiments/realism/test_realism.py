@@ -447,15 +447,22 @@ def test_a_mixture_is_not_judged_as_if_it_were_one_model(tmp_path):
         run_experiment(config)
 
 
+def test_ratios_without_one_to_one_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"ratios=\[2, 3\]: expected some of 1, 2, 3, 9, 1 among them"):
+        run_experiment(settings(tmp_path / "run", *SMALL, "ratios=[2,3]"))
+
+
 def test_a_language_model_is_judged_calibrated_and_not_asked_twice(tmp_path):
     overrides = ("n_users=60", "n_items=100", "judged_users=12", "draws=2", "agent=llm", "llm=openai", "llm.model=test")
+    ratios = (1, 3)
+    overrides += ("ratios=[1,3]", "candidates=8")
     with LLMServer() as server:
         config = settings(tmp_path / "run", *overrides, f"llm.base_url={server.base_url}", "llm.backoff=0.001")
         folder = run_experiment(config)
         asked = len(server.seen)
         rows = rows_of(folder)
         # every setting, the verdict's with a second seed, once more in another order, once without titles
-        pages = 12 * (2 * len(RATIOS) + 3)
+        pages = 12 * (2 * len(ratios) + 3)
         assert 0.8 * pages <= asked <= pages
         # interrupted after the answers: what was said is read from the run's folder
         options = realism.Settings.of(config)

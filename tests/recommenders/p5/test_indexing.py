@@ -207,6 +207,20 @@ def test_a_category_path_is_a_prefix():
     np.testing.assert_array_equal(index.codes[0, :2], index.codes[10, :2])
 
 
+def test_semantic_codes_of_item_vectors_are_their_clusters(tmp_path):
+    blocks = np.eye(N_BLOCKS)[block_of(np.arange(N_ITEMS))]
+    np.save(tmp_path / "vectors.npy", blocks + 0.01 * np.random.default_rng(0).normal(size=blocks.shape))
+    index = build_index(
+        "semantic",
+        IndexSource(histories=source().histories, catalog=catalog()),
+        np.random.default_rng(0),
+        vectors=str(tmp_path / "vectors.npy"),
+        branching=N_BLOCKS,
+    )
+    assert len(np.unique(np.stack([index.codes[:, 0], block_of(np.arange(N_ITEMS))]), axis=1).T) == N_BLOCKS
+    assert len(np.unique(index.codes, axis=0)) == N_ITEMS
+
+
 def test_namesakes_are_told_apart_by_the_last_token():
     codes = with_collision_token(np.array([[1, 2], [3, 4], [1, 2], [1, 2]]))
     assert codes.tolist() == [[1, 2, 0], [3, 4, 0], [1, 2, 1], [1, 2, 2]]
@@ -248,6 +262,7 @@ def test_no_room_is_an_error():
         ("random", {"branching": 1}, "branching=1"),
         ("collaborative", {"leaf_size": 1}, "leaf_size=1"),
         ("rqvae", {"vectors": "sound"}, "vectors=sound"),
+        ("semantic", {"vectors": "sound"}, "item_vectors=sound"),
         ("svd", {"bins": 1}, "bins=1"),
         ("random", {"spare": -1}, "spare=-1"),
     ],

@@ -67,6 +67,25 @@ def test_ml_1m_accepts_users_and_movies_without_ratings(write):
     assert data.interactions.items.tolist() == [0, 1, 1]
 
 
+def test_synopses_are_texts_by_title(write, tmp_path):
+    """A file of titles and summaries, with other columns, films it alone has, and others that it lacks."""
+    path = tmp_path / "movies.csv"
+    path.write_text('id,title,summary\n7,"Third, The (1968)"," A spy, lost. "\n8,Elsewhere (1950),None of ours.\n')
+    for data, title in ((ml_100k, "Third, The (1968)"), (ml_1m, "B: The Return (2000)")):
+        files = ML_100K_FILES if data is ml_100k else ML_1M_FILES
+        path.write_text(path.read_text().replace("Third, The (1968)", title))
+        catalog = data(root=str(write(files)), synopses=str(path)).catalog
+        texts = dict(zip(catalog.titles, catalog.texts, strict=True))
+        assert texts.pop(title) == "A spy, lost."
+        assert set(texts.values()) == {""}
+    path.write_text("name,summary\nThird,A spy.\n")
+    with pytest.raises(DataError, match="columns name, summary; expected title and summary among them"):
+        ml_100k(root=str(write(ML_100K_FILES)), synopses=str(path))
+    path.write_text("title,summary\nElsewhere,A spy.\n")
+    with pytest.raises(DataError, match=r"no title of u\.item is there"):
+        ml_100k(root=str(write(ML_100K_FILES)), synopses=str(path))
+
+
 def test_ml_latest_small_reads_quotes_crlf_half_stars_and_tags(write):
     data = ml_latest_small(root=str(write(LATEST_FILES)))
     assert data.catalog.titles == ("American President, The (1995)", 'Amélie "Amie" (2001–)')
