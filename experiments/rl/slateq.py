@@ -5,7 +5,7 @@ reinforcement learning with recommendation sets". The value of a slate is the su
 item's long-term value given a click, plus the value of going on without one; both are learnt, by classification and by
 temporal differences, and the slate is the K items of the highest products. Clicks here are independent of each other
 given the page, so the sum stands for the choice probabilities of the paper. What an item does to a user who does not
-click it is nobody's value: that is the method's assumption, and ChurnTrap and Retention are where it fails.
+click it is nobody's value: that is the method's assumption.
 """
 
 from __future__ import annotations
