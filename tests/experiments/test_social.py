@@ -1,0 +1,53 @@
+"""The experiment on talk: what it claims, how likeness is measured, and what it refuses."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from agents.choice.model import ChoiceModel
+from experiments.social import probe
+from recommenders.popularity import Popularity
+from simenv.datasets import synthetic
+from simenv.errors import ConfigError
+from simenv.platform import Platform
+
+
+def platform(world):
+    users = ChoiceModel()
+    users.bind(world, world.tastes, seed=1)
+    return Platform(world, users, Popularity(), seed=1)
+
+
+def test_friends_by_taste_are_alike_and_friends_by_chance_are_not():
+    apart, alike = (
+        platform(synthetic(n_users=200, n_items=60, seed=2, mean_degree=8, rewiring=0, homophily=share))
+        for share in (0.0, 1.0)
+    )
+    assert abs(probe(apart)["friend_taste"]) < 0.05 < 0.2 < probe(alike)["friend_taste"]
+    assert probe(alike)["friend_clicks"] == 0
+    alike.step()
+    assert probe(alike)["friend_clicks"] > 0
+    clicked = alike.users.population.clicked_bits.copy()
+    assert np.array_equal(clicked, alike.users.population.clicked_bits)
+
+
+def test_a_probe_without_friends_is_refused(world):
+    with pytest.raises(ConfigError, match="synthetic knows no friends"):
+        probe(platform(world))
+
+
+def test_talk_is_compared_with_silence_and_with_strangers(tmp_path, run_command):
+    run = tmp_path / "run"
+    small = ["n_seeds=2", "n_users=40", "n_items=50", "rounds=3", "arms=[popularity,social]", "agent.word_of_mouth=3"]
+    run_command("+experiment=social", *small, f"hydra.run.dir={run}")
+    claims = {claim["name"]: claim for claim in json.loads((run / "claims.json").read_text())}
+    assert len(claims) == 2 * 5 * 2
+    assert claims["talk:social:ctr:silent"]["control"] == "social (silent)/loop"
+    assert claims["talk:social:ctr:silent"]["estimate"] != 0
+    table = pl.read_csv(run / "tables" / "social.csv")
+    assert set(table["talk"]) == {"talking", "silent", "strangers"}
+    first = table.filter(pl.col("metric") == "ctr").group_by("arm").agg(pl.col("first").n_unique())
+    assert set(first["first"]) == {1}  # nobody has heard of anything in the first round
+    assert (run / "report.html").is_file()
