@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from agents.llm.memory import Events, Retrieval, importance
 from agents.llm.templates import Prompts
+from agents.population.hearsay import said
 from agents.population.rows import Population
 from simenv.datasets.base import Dataset
 from simenv.language_models import Message
@@ -84,6 +85,8 @@ class PagePrompt:
     Attributes:
         others: (n_items,) mean rating by other people, on 1-5.
         digests, notes: summary and reflections by user.
+        friends_told: what friends picked in the last round that is told at most; 0 = nothing.
+        round: the one being played.
     """
 
     def __init__(
@@ -112,6 +115,8 @@ class PagePrompt:
         self.others: NDArray[np.float64] = np.full(dataset.n_items, np.nan)
         self.digests: dict[int, str] = {}
         self.notes: dict[int, list[str]] = {}
+        self.friends_told = 0
+        self.round = 0
         self._genres: dict[int, list[str]] = {}
 
     def page(
@@ -151,7 +156,7 @@ class PagePrompt:
             base_rate=self.base_rate,
             digest="" if brief else self.digests.get(user, ""),
             notes=[] if brief else self.notes.get(user, []),
-            events=[] if brief else self._memories(user, items),
+            events=[] if brief else [*self._memories(user, items), *self._heard(user)],
         )
 
     def digest(self, user: int) -> str:
@@ -217,6 +222,21 @@ class PagePrompt:
                 events.ratings[rows].tolist(),
                 strict=True,
             )
+        ]
+
+    def _heard(self, user: int) -> list[Recalled]:
+        """What friends say: lines of the memory, marked as theirs."""
+        friends = self.dataset.friends
+        if not self.friends_told or friends is None:
+            return []
+        told = said(self.population, friends, user, self.round, 1)[: self.friends_told]
+        return [
+            Recalled(
+                when="heard since",
+                title=self.title(item),
+                what="picked by a friend" + ("" if math.isnan(rating) else f", who rated it {self.stars(rating):.2g}"),
+            )
+            for _, item, rating in told
         ]
 
     def _recalled(self, user: int, events: Events, items: NDArray[np.int32]) -> NDArray[np.int64]:

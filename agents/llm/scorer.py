@@ -110,7 +110,7 @@ class PageScorer:
                 interest[row, ranks], rating[row, ranks] = scores.interest, scores.rating
                 satisfaction[row] = scores.satisfaction
 
-        self.language_model.ledger.round = key.round
+        self.language_model.ledger.round = self.page_prompt.round = key.round
         run(side_by_side(self.language_model, one, rows.tolist()))
         missing = int(np.isnan(satisfaction[rows]).sum())
         count_fallbacks(
@@ -191,7 +191,7 @@ class PageScorer:
             except UnansweredError as error:
                 self.language_model.ledger.count(f"why:{template}_{error.reason}")
 
-        self.language_model.ledger.round = key.round
+        self.language_model.ledger.round = self.page_prompt.round = key.round
         run(side_by_side(self.language_model, one, range(len(users))))
         run(self.language_model.commit())
         return [(users[row], text) for row, text in sorted(said.items())]

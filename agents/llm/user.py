@@ -47,6 +47,7 @@ class LLMOptions:
     titles: str = "real"
     attributes: Sequence[str] = ("gender", "age", "occupation")
     synopsis_length: int = 80
+    friends_told: int = 0
     base_rate: float = 0.1
     temperature: float = 0.0
     max_tokens: int | None = None
@@ -59,6 +60,7 @@ class LLMOptions:
     def __post_init__(self) -> None:
         require(self.titles in TITLES, "titles", self.titles, f"one of {', '.join(TITLES)}")
         require(self.synopsis_length >= 0, "synopsis_length", self.synopsis_length, "a number of characters >= 0")
+        require(self.friends_told >= 0, "friends_told", self.friends_told, "a number of picks >= 0")
         require(0 < self.base_rate < 1, "base_rate", self.base_rate, "a share in (0, 1)")
         require(self.temperature >= 0, "temperature", self.temperature, "a number >= 0")
         enough = self.max_tokens is None or self.max_tokens > 0
@@ -86,6 +88,8 @@ class LLMUser(UserModel):
         titles: ``real``, or ``masked`` to test what a model knows by heart.
         attributes: names of user attributes to tell, where the data set has them.
         synopsis_length: characters of an item's description in the prompt.
+        friends_told: picks and ratings of friends in the round before that a user is told at most, friends in turn, as
+            acquaintances of RecAgent's users tell them (Wang et al. 2023); 0 = none. Needs a data set with friends.
         base_rate: share of shown items a user picks, as told to the model.
         temperature: of the answers.
         max_tokens: longest answer; None = enough for the page. Raise it for models that think aloud.
@@ -123,6 +127,7 @@ class LLMUser(UserModel):
         self.titles = given.titles
         self.attributes = tuple(given.attributes)
         self.synopsis_length = given.synopsis_length
+        self.friends_told = given.friends_told
         self.base_rate = given.base_rate
         self.temperature = given.temperature
         self.max_tokens = given.max_tokens
@@ -138,6 +143,10 @@ class LLMUser(UserModel):
     @property
     def dynamics(self) -> Dynamics:
         return self.embedded.dynamics
+
+    @property
+    def hears_friends(self) -> bool:
+        return self.friends_told > 0 or self.embedded.hears_friends
 
     @property
     def memory_size(self) -> int:
@@ -181,6 +190,7 @@ class LLMUser(UserModel):
             synopsis_length=self.synopsis_length,
             base_rate=self.base_rate,
         )
+        page_prompt.friends_told = self.friends_told
         return PageScorer(
             self.language_model,
             page_prompt,

@@ -2,11 +2,14 @@
 
 import json
 
-import numpy as np
 import polars as pl
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from agents.choice.model import ChoiceModel
+from experiments.running.course import run_experiment
+from experiments.running.design import CONF
 from experiments.social import probe
 from recommenders.popularity import Popularity
 from simenv.datasets import synthetic
@@ -29,8 +32,6 @@ def test_friends_by_taste_are_alike_and_friends_by_chance_are_not():
     assert probe(alike)["friend_clicks"] == 0
     alike.step()
     assert probe(alike)["friend_clicks"] > 0
-    clicked = alike.users.population.clicked_bits.copy()
-    assert np.array_equal(clicked, alike.users.population.clicked_bits)
 
 
 def test_a_probe_without_friends_is_refused(world):
@@ -38,10 +39,15 @@ def test_a_probe_without_friends_is_refused(world):
         probe(platform(world))
 
 
-def test_talk_is_compared_with_silence_and_with_strangers(tmp_path, run_command):
-    run = tmp_path / "run"
-    small = ["n_seeds=2", "n_users=40", "n_items=50", "rounds=3", "arms=[popularity,social]", "agent.word_of_mouth=3"]
-    run_command("+experiment=social", *small, f"hydra.run.dir={run}")
+def config(folder, *overrides):
+    small = ["n_seeds=2", "n_users=40", "n_items=50", "rounds=3", "arms=[popularity,social]", "workers=0"]
+    with initialize_config_dir(str(CONF), version_base=None):
+        made = compose("config", ["+experiment=social", "progress=false", *small, *overrides])
+    return OmegaConf.to_container(made, resolve=True) | {"run_dir": str(folder), "command": "test"}
+
+
+def test_talk_is_compared_with_silence_and_with_strangers(tmp_path):
+    run = run_experiment(config(tmp_path / "run", "agent.word_of_mouth=3"))
     claims = {claim["name"]: claim for claim in json.loads((run / "claims.json").read_text())}
     assert len(claims) == 2 * 5 * 2
     assert claims["talk:social:ctr:silent"]["control"] == "social (silent)/loop"
@@ -51,3 +57,17 @@ def test_talk_is_compared_with_silence_and_with_strangers(tmp_path, run_command)
     first = table.filter(pl.col("metric") == "ctr").group_by("arm").agg(pl.col("first").n_unique())
     assert set(first["first"]) == {1}  # nobody has heard of anything in the first round
     assert (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("agent.word_of_mouth=0", "agent.word_of_mouth: is 0 or none"),
+        ("modes=[frozen]", r"modes: expected \[loop\]"),
+        ("dataset.mean_degree=0", "agent=choice: hears of friends, and synthetic knows none"),
+    ],
+)
+def test_bad_designs_are_refused_before_anything_is_written(tmp_path, override, words):
+    with pytest.raises(ConfigError, match=words):
+        run_experiment(config(tmp_path / "run", override))
+    assert not (tmp_path / "run").exists()
