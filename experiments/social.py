@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from simenv.datasets.friends import Friends
     from simenv.platform import Platform
 
-SETTINGS = {"silent": {"word_of_mouth": 0.0}, "strangers": {"heard_from": "strangers"}}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {"silent": {"word_of_mouth": 0.0}, "strangers": {"heard_from": "strangers"}}
 CAUSES = {"silent": "hearing of friends' clicks", "strangers": "hearing of friends instead of strangers"}
 QUANTITIES = {
     "arp_pct": "the popularity percentile of what {arm} shows",
