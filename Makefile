@@ -74,6 +74,7 @@ bench: $(VENV)/all
 	$(BIN)/python benchmarks/p5_decoding.py
 	$(BIN)/python benchmarks/user_lm.py speed
 	$(BIN)/python benchmarks/smollm2.py
+	$(BIN)/python benchmarks/unseen_items.py
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
