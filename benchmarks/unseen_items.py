@@ -61,10 +61,8 @@ def main() -> None:
             scores = np.einsum("ud,ukd->uk", (users * values)[pages.users], found[np.maximum(pages.items, 0)])
             auc = page_auc(pages, np.where(pages.filled, scores, np.nan))
             row = boot.row("discrimination", "unseen items", name, "auc", mean(auc))
-            print(
-        shape = (log.n_users, log.n_items)
-        picks = csr_array((np.ones(kept.sum()), (log.users[kept], log.items[kept])), shape=shape)
-            )
+            interval = f"{row.value:.3f} ({row.ci_low:.3f} to {row.ci_high:.3f})"
+            print(f"seed {seed}, {len(pages.users)} users, {name}: {interval}")
 
 
 if __name__ == "__main__":
