@@ -92,10 +92,12 @@ SPECS = (
     FigureSpec(
         name="claims",
         title="The claims at a glance",
-        caption="One panel per kind of claim and metric, on a scale of its own; one row per comparison. A point is "
+        caption="There is one panel per kind of claim and metric, on a scale of its own, and one row per comparison. "
+        "A point is "
         "the mean over seeds, its bar the 95 % interval (with one seed: the estimate, and its interval over users). "
-        "Filled triangles: raised or lowered, the interval lies beyond the margin (the grey strip, within which an "
-        "effect counts as none). Hollow squares: negligible, it lies inside. Circles: unclear. A star marks the claim "
+        "Filled triangles are effects raised or lowered: the interval lies beyond the margin (the grey strip, within "
+        "which an effect counts as none). Hollow squares are negligible: it lies inside. Circles are "
+        "unclear. A star marks the claim "
         "declared primary before the run.",
         alt="Forest plot of the claims' estimates with intervals against zero.",
         draw=_forest,
@@ -103,19 +105,21 @@ SPECS = (
     FigureSpec(
         name="popularity",
         title="How popular is what is shown",
-        caption="Mean popularity percentile of the impressions in each round, with popularity frozen before round 0 "
+        caption="Lines show the mean popularity percentile of the impressions in each round, with popularity frozen "
+        "before round 0 "
         "(0.5 = a typical item). Do not read the slope of a loop alone: where consumed items are not shown "
         "again, every line falls. Read the distance between the solid line (retrained on its own feedback) "
-        "and its controls. Above: one scale for all, references in grey. Below: the same lines enlarged, "
-        "all by the same factor.",
+        "and its controls. The upper panels have one scale for all, with references in grey; the lower ones show the "
+        "same lines enlarged, all by the same factor.",
         alt="Line chart of the popularity percentile per round, for each recommender with its controls.",
         draw=lambda run: figures.plot_loop_against_controls(_metrics(run), "arp_pct"),
     ),
     FigureSpec(
         name="amplification",
         title="What feedback added",
-        caption="Change of the popularity percentile since round 0 in the loop minus the same change in the control, "
-        "paired by seed. Above zero: feedback made the recommender show more popular items than its control. "
+        caption="Lines show the change of the popularity percentile since round 0 in the loop minus the same change "
+        "in the control, "
+        "paired by seed. Above zero, feedback made the recommender show more popular items than its control. "
         "The value at the right end is the amplification (AMP).",
         alt="Line chart of the paired difference between loop and control per round.",
         draw=lambda run: figures.plot_amplification(_metrics(run), "arp_pct"),
@@ -123,7 +127,8 @@ SPECS = (
     FigureSpec(
         name="regimes",
         title="The same in other regimes",
-        caption="Popularity percentile per round in mode loop under each consumption regime. Lines that part company "
+        caption="Lines show the popularity percentile per round in mode loop under each consumption regime. Lines "
+        "that part company "
         "mean that a finding holds in one regime only. Few seeds give wide bands.",
         alt="Line chart of the popularity percentile per round, one line per consumption regime.",
         draw=lambda run: _reruns(run, run.regime or "this run", run.regimes),
@@ -131,7 +136,8 @@ SPECS = (
     FigureSpec(
         name="user_models",
         title="The same with other users",
-        caption="Popularity percentile per round in mode loop with other kinds of simulated users. Levels may differ; "
+        caption="Lines show the popularity percentile per round in mode loop with other kinds of simulated users. "
+        "Levels may differ; "
         "a finding that turns round with the user model says more about the users than about the recommender.",
         alt="Line chart of the popularity percentile per round, one line per user model.",
         draw=lambda run: _reruns(run, "this run", run.user_models),
@@ -139,16 +145,17 @@ SPECS = (
     FigureSpec(
         name="lorenz",
         title="Who gets the impressions",
-        caption="Lorenz curves: the share of impressions that goes to the least shown share of items, never-shown "
+        caption="Lorenz curves show the share of impressions that goes to the least shown share of items, never-shown "
         "items included. The dotted diagonal is equality; the further a curve sags below it, the fewer items "
-        "share the attention. Thin: first round. Thick: last round.",
+        "share the attention. Thin lines are the first round, thick ones the last.",
         alt="Lorenz curves of impressions in the first and last round, one panel per arm.",
         draw=lambda run: figures.plot_lorenz(run.exposure, run.n_items),
     ),
     FigureSpec(
         name="concentration",
         title="Concentration of exposure",
-        caption="Gini of impressions per item (0 = all alike), coverage (share of the catalogue shown in a round) and "
+        caption="The panels show the Gini of impressions per item (0 = all alike), coverage (share of the catalogue "
+        "shown in a round) and "
         "tail share (impressions outside the head, the most popular items that together held 80 % of the warm "
         "start).",
         alt="Line charts of Gini, coverage and tail share per round.",
@@ -157,7 +164,8 @@ SPECS = (
     FigureSpec(
         name="engagement",
         title="What users did and gained",
-        caption="Clicks per impression, mean rating given, mean utility of what was shown, and regret: the share of "
+        caption="The panels show clicks per impression, mean rating given, mean utility of what was shown, and "
+        "regret: the share of "
         "the best possible utility of a slate that was missed. Clicks can rise while utility falls.",
         alt="Line charts of click-through rate, rating, utility and regret per round.",
         draw=lambda run: figures.plot_engagement(_metrics(run)),
@@ -175,24 +183,26 @@ SPECS = (
     FigureSpec(
         name="homogeneity",
         title="Did users become more alike",
-        caption="Overlap (Jaccard) of the items that pairs of users clicked in the last five rounds, minus the same "
-        "pairs' overlap under the oracle where the run has one. Above zero: more alike than their tastes call "
-        "for.",
+        caption="Lines show the overlap (Jaccard) of the items that pairs of users clicked in the last five rounds, "
+        "minus the same "
+        "pairs' overlap under the oracle where the run has one. Above zero, users are more alike than their tastes "
+        "call for.",
         alt="Line chart of the overlap between users per round relative to the oracle.",
         draw=lambda run: figures.plot_homogeneity(_metrics(run)),
     ),
     FigureSpec(
         name="calibration",
         title="Do the genres still fit",
-        caption="Left: how far the genres a user clicked are from the user's own profile at round 0 (0 = they fit). "
-        "Right: mean genre distance between the items of one slate.",
+        caption="The left panel shows how far the genres a user clicked are from the user's own profile at round 0 "
+        "(0 = they fit), the right one the mean genre distance between the items of one slate.",
         alt="Line charts of genre miscalibration and genre distance within slates per round.",
         draw=lambda run: figures.plot_calibration(_metrics(run)),
     ),
     FigureSpec(
         name="genres",
         title="What the clicks were made of",
-        caption="Share of each genre among the clicks of a round, all seeds together; an item of several genres "
+        caption="Bands show the share of each genre among the clicks of a round, all seeds together; an item of "
+        "several genres "
         "counts in equal parts. A band that widens to the right is a genre that feedback fed. No interval is "
         "drawn here.",
         alt="Stacked area chart of the genre shares of clicks per round, one panel per arm.",
@@ -201,7 +211,8 @@ SPECS = (
     FigureSpec(
         name="rank",
         title="Popularity by rank",
-        caption="Mean popularity percentile at each place of the slate over the last five rounds. A line that falls "
+        caption="Lines show the mean popularity percentile at each place of the slate over the last five rounds. A "
+        "line that falls "
         "from left to right puts the popular first, where users look most.",
         alt="Line chart of the popularity percentile by rank in the slate.",
         draw=lambda run: figures.plot_popularity_by_rank(run.events),
@@ -209,8 +220,10 @@ SPECS = (
     FigureSpec(
         name="quality",
         title="Is exposure deserved",
-        caption="Impressions of each item over the whole run against its true quality; 1 is an equal share, 0 never "
-        "shown. Dots: items of the first seed. Line: mean of items of like quality over seeds. ρ is "
+        caption="The panels set the impressions of each item over the whole run against its true quality; 1 is an "
+        "equal "
+        "share, 0 never shown. Dots are items of the first seed, the line is the mean of items of like "
+        "quality over seeds. ρ is "
         "Spearman's correlation: near 1, exposure follows merit; compare with the oracle. Where consumed "
         "items are not shown again, even random exposure falls with quality.",
         alt="Scatter charts of impressions against item quality, one panel per arm.",
@@ -219,7 +232,8 @@ SPECS = (
     FigureSpec(
         name="history",
         title="Who is pushed to the popular",
-        caption="Popularity percentile of what a user is shown minus that of the user's own history, for groups of "
+        caption="Lines show the popularity percentile of what a user is shown minus that of the user's own history, "
+        "for groups of "
         "users by history length. At zero, users get what they used to take; a slope means that light and "
         "heavy users are treated differently.",
         alt="Line chart of popularity lift against history length.",
@@ -228,16 +242,18 @@ SPECS = (
     FigureSpec(
         name="groups",
         title="Amplification by group of users",
-        caption="Amplification of the popularity percentile against the primary control (without controls: the change "
-        "from first to last round) for each group; ± is half the 95 % interval, bold where it leaves out "
-        "zero. No correction for the number of cells.",
+        caption="Cells show the amplification of the popularity percentile against the primary control (without "
+        "controls: "
+        "the change from first to last round) for each group; ± is half the 95 % interval, bold where it leaves out "
+        "zero. The number of cells is not corrected for.",
         alt="Heatmap of amplification by recommender and user group.",
         draw=lambda run: figures.plot_group_heatmap(_metrics(run)),
     ),
     FigureSpec(
         name="tradeoff",
         title="What equality costs",
-        caption="Mean utility against Gini of exposure over the last five rounds. Up and to the left is better on "
+        caption="Points set mean utility against Gini of exposure over the last five rounds. Up and to the left is "
+        "better on "
         "both; arms below and to the right of another are beaten by it. Crosses are 95 % intervals.",
         alt="Scatter chart of utility against Gini, one point per arm.",
         draw=lambda run: figures.plot_tradeoff(_metrics(run)),
@@ -245,15 +261,17 @@ SPECS = (
     FigureSpec(
         name="stability",
         title="Would another seed say the same",
-        caption="The arms' order in the last round, seed by seed. Level lines: every seed gives the same order. "
-        "Crossing lines: the order is luck. W is Kendall's concordance, 1 = full agreement.",
+        caption="Lines show the arms' order in the last round, seed by seed. Where they are level, every seed gives "
+        "the same order; "
+        "where they cross, the order is luck. W is Kendall's concordance, 1 = full agreement.",
         alt="Rank charts of the arms by seed for three metrics.",
         draw=lambda run: figures.plot_rank_stability(_metrics(run)),
     ),
     FigureSpec(
         name="item_stability",
         title="Do the same items win in every seed",
-        caption="Spearman correlation of impressions per item between seeds that share the catalogue. Near 1, the "
+        caption="Lines show the Spearman correlation of impressions per item between seeds that share the catalogue. "
+        "Near 1, the "
         "same items rise whoever the users are; near 0, which item rises is luck.",
         alt="Line chart of the correlation of item impressions between seeds per round.",
         draw=_stability,
