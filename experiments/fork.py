@@ -169,7 +169,7 @@ def score(settings: Settings, run: Run) -> Claims:
                     names = {"luck": luck, "arm": arm, "item": item, "round": round_}
                     rows.append(names | {"exposure_share": of_shown, "click_share": of_clicked})
                 late = float(np.nanmean(shown[-LAST_ROUNDS:]))
-                cells.append((luck, arm, settings.mode, last, "all", f"exposure_share of item {item}", late))
+                cells.append((luck, arm, settings.mode, last, "all", f"share of item {item}", late))
         for row in read_metrics(folder).iter_rows(named=True):
             if row["round"] == last and row["group"] == "all":
                 cells.append((luck, *(row[name] for name in COLUMNS[1:])))
@@ -186,7 +186,7 @@ def _judged(settings: Settings, cells: Sequence[tuple[Any, ...]]) -> Any:
     measured = set(table.drop_nulls("value")["metric"].unique())
     cause = " and ".join(map(str, settings.interventions)) + f" in round {settings.fork_round}"
     wanted: dict[str, tuple[str, float | None]] = {
-        f"exposure_share of item {item}": (f"the share of impressions of item {item}", None) for item in settings.items
+        f"share of item {item}": (f"the share of impressions of item {item}", None) for item in settings.items
     }
     wanted |= {spec.name: (f"the {spec.label}", spec.margin) for spec in METRICS if spec.margin is not None}
     claims = [

@@ -48,8 +48,8 @@ def test_both_courses_are_played_and_told(run, tmp_path, capsys):
     shown = [(forked.item[forked.round == r] == 20).mean() for r in range(4)]
     assert mine["exposure_share"].to_list() == pytest.approx(shown)
     claims = {claim["name"]: claim for claim in json.loads((out / "claims.json").read_text())}
-    assert claims["fork:exposure_share:item-3"]["estimate"] < 0
-    assert claims["fork:exposure_share:item-3"]["n_seeds"] == 3
+    assert claims["fork:share:item-3"]["estimate"] < 0
+    assert claims["fork:share:item-3"]["n_seeds"] == 3
     assert "3 lucks" in claims["fork:ctr"]["sentence"]
     assert (out / "figures" / "fork.png").is_file()
 

@@ -45,7 +45,8 @@ function chart(host, { x, lines, across, up, number, low, high, mark, diagonal, 
   const py = (v) => top + (to - v) / (to - from) * (height - top - bottom);
   const picture = document.createElementNS(SVG, "svg");
   for (const [name, value] of Object.entries({ width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": describe })) picture.setAttribute(name, value);
-  const upTicks = ticks(from, to, 5), acrossTicks = ticks(first, first + span, Math.min(10, Math.floor(width / 60)));
+  const most = Math.min(10, Math.floor(width / 60)), whole = x.every(Number.isInteger);  // rounds are not cut in parts
+  const upTicks = ticks(from, to, 5), acrossTicks = ticks(first, first + span, whole ? Math.min(most, span) : most);
   for (const v of upTicks.at) {
     draw(picture, "line", { x1: left, x2: width - right, y1: py(v), y2: py(v), class: "gridline" });
     draw(picture, "text", { x: left - 6, y: py(v) + 4, "text-anchor": "end" }, v.toFixed(upTicks.digits));
