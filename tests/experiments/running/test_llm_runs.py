@@ -141,6 +141,8 @@ def test_a_kill_changes_no_account(server: LLMServer, tmp_path: Path) -> None:
     names = ("calls", "cached", "prompt_tokens", "completion_tokens", "dollars", "pages", "fallbacks")
     for name in names:
         assert cards[1][name] == cards[0][name], name
+    for path in (whole / "events").iterdir():
+        assert path.read_bytes() == (folder / "events" / path.name).read_bytes()
     assert cards[0]["calls"] == 18
     assert len(server.seen) - n_seen >= 18  # what was in flight at the kill is asked again, the rest is not
     assert len(server.seen) - n_seen < 25

@@ -183,6 +183,7 @@ class TestCommandLine:
         assert (other.returncode, other.stderr.count("\n")) == (2, 1)
         assert "differs in rounds" in other.stderr
 
+    @pytest.mark.slow  # by default test_llm_runs kills a run, and test_damage stops a sweep by Ctrl-C
     def test_an_interrupted_run_goes_on_to_the_same_bytes(self, whole: Path, tmp_path: Path) -> None:
         """Killed with -9, resumed from its last checkpoint, Ctrl-C (130, with a checkpoint), resumed. Two processes."""
         folder = tmp_path / "run"

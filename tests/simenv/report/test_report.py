@@ -330,7 +330,7 @@ def test_damage_is_one_line_and_exit_2(copy, damage, message, capsys):
 def test_a_page_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "report.html").mkdir()
     with pytest.raises(RunDirectoryError, match=r"report\.html: cannot be written"):
-        report._write({tmp_path / "report.html": b"text"})
+        report.write_files({tmp_path / "report.html": b"text"})
 
 
 def test_command_line_writes_the_page_and_prints_its_path(copy):
