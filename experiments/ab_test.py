@@ -136,38 +136,28 @@ def claims(settings: Settings) -> list[Claim]:
     names = f"{settings.treatment} instead of {settings.control}"
     stated = []
     for mode in settings.modes:
+        tests = settings.tests(mode).items()
         for metric, (words, _) in OUTCOMES.items():
-            margin = BY_NAME[metric].margin
-            stated.append(
+            rows = [(f"effect:{mode}", SWITCHED, "nothing", f"{names} for everybody ({mode})", f"the {words}")]
+            for log, arm in tests:
+                how = f"by a test in which both learn from the {log} log" if mode == "loop" else "by a frozen test"
+                cause = f"measuring {names} {how} instead of switching everybody"
+                rows.append((f"bias:{log}:{mode}", arm, SWITCHED, cause, f"the effect found on the {words}"))
+            stated += [
                 Claim(
-                    name=f"effect:{mode}:{metric}",
-                    arm=SWITCHED,
+                    name=f"{kind}:{metric}",
+                    arm=arm,
                     metric=metric,
-                    cause=f"{names} for everybody ({mode})",
-                    quantity=f"the {words}",
+                    cause=cause,
+                    quantity=quantity,
                     estimand="level",
                     mode=mode,
-                    control_arm="nothing",
+                    control_arm=control,
                     control_mode=mode,
-                    margin=margin,
+                    margin=BY_NAME[metric].margin,
                 )
-            )
-            for log, arm in settings.tests(mode).items():
-                how = f"by a test in which both learn from the {log} log" if mode == "loop" else "by a frozen test"
-                stated.append(
-                    Claim(
-                        name=f"bias:{log}:{mode}:{metric}",
-                        arm=arm,
-                        metric=metric,
-                        cause=f"measuring {names} {how} instead of switching everybody",
-                        quantity=f"the effect found on the {words}",
-                        estimand="level",
-                        mode=mode,
-                        control_arm=SWITCHED,
-                        control_mode=mode,
-                        margin=margin,
-                    )
-                )
+                for kind, arm, control, cause, quantity in rows
+            ]
     return stated
 
 

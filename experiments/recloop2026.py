@@ -7,7 +7,6 @@ loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments import bias_loop
@@ -62,38 +61,29 @@ def claims(settings: Settings) -> list[Claim]:
     1. Generative recommenders narrow what a user is shown less than a sequential one. 2. The codes of what they show
     concentrate. 3. Collaborative codes narrow more than semantic ones.
     """
-    stated = []
     generative = (settings.collaborative, settings.semantic)
-    for metric in INDIVIDUAL:
-        spec = BY_NAME[metric]
-        pairs: Sequence[tuple[str, str, str]] = [
-            *(("recloop-individual", arm, settings.sequential) for arm in generative),
-            ("recloop-tokens", settings.semantic, settings.collaborative),
-        ]
-        for kind, arm, control in pairs:
-            stated.append(
-                Claim(
-                    name=f"{kind}:{arm}:{metric}:{control}",
-                    arm=arm,
-                    metric=metric,
-                    cause=f"retraining {arm} instead of {control} on its own feedback",
-                    quantity=f"the change of the {spec.label}",
-                    control_arm=control,
-                    control_mode="loop",
-                    direction="up" if metric == "ild" else "down",
-                    margin=spec.margin,
-                )
-            )
-    for arm in generative:
-        stated.append(
-            Claim(
-                name=f"recloop-codes:{arm}:{CODES}:frozen",
-                arm=arm,
-                metric=CODES,
-                cause=f"retraining {arm} on its own feedback",
-                quantity="the Gini of the first codes of what is shown",
-                direction="up",
-                margin=settings.codes_margin,
-            )
+    rows: list[tuple[str, str, str, str | None, str, str]] = [
+        (f"recloop-codes:{arm}", arm, CODES, None, f"retraining {arm}", "the Gini of the first codes of what is shown")
+        for arm in generative
+    ]
+    for kind, arm, control in (
+        *(("individual", arm, settings.sequential) for arm in generative),
+        ("tokens", settings.semantic, settings.collaborative),
+    ):
+        for metric in INDIVIDUAL:
+            cause, quantity = f"retraining {arm} instead of {control}", f"the change of the {BY_NAME[metric].label}"
+            rows.append((f"recloop-{kind}:{arm}", arm, metric, control, cause, quantity))
+    return [
+        Claim(
+            name=f"{kind}:{metric}:{control or 'frozen'}",
+            arm=arm,
+            metric=metric,
+            cause=f"{cause} on its own feedback",
+            quantity=quantity,
+            control_arm=control,
+            control_mode="loop" if control else "frozen",
+            direction="down" if metric == "genre_kl" else "up",
+            margin=settings.codes_margin if metric == CODES else BY_NAME[metric].margin,
         )
-    return stated
+        for kind, arm, metric, control, cause, quantity in rows
+    ]

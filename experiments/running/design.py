@@ -322,11 +322,12 @@ class Design:
 
     def digest(self) -> str:
         """A fingerprint of everything that decides the results."""
-        parts = {f.name: _plain(without_carrying(getattr(self, f.name))) for f in fields(self)}
+        decides = {f.name: getattr(self, f.name) for f in fields(self)}
+        decides["recommenders"] = self.used_recommenders()  # the others may ask for what is not installed
+        parts = {name: _plain(without_carrying(value)) for name, value in decides.items()}
         for name in ("metrics", "courses", "luck_from"):  # so that runs from before there were any go on
             if not getattr(self, name):
                 del parts[name]
-        parts["recommenders"] = _plain(without_carrying(self.used_recommenders()))
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 

@@ -35,7 +35,7 @@ def run(tmp_path_factory) -> Path:
 def test_both_courses_are_played_and_told(run, tmp_path, capsys):
     out = tmp_path / "fork"
     said = ["fork", str(run), "--round", "1", "--do", "boost item=20", "--do", "remove item=3", "--arm", "itemknn"]
-    assert main([*said, "--seed", "4", "--lucks", "2", "--workers", "0", "--out", str(out)]) == 0
+    assert main([*said, "--seed", "4", "--lucks", "2", "--follow", "7", "--workers", "0", "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("report.html")
     plain = read_events(out, arm="itemknn", **LOOP)
     assert fork.equal(plain, read_events(run, arm="itemknn", **LOOP))
@@ -43,7 +43,8 @@ def test_both_courses_are_played_and_told(run, tmp_path, capsys):
     assert not fork.equal(plain, forked)
     assert 3 not in forked.item[forked.round >= 1]
     table = pl.read_csv(out / "tables" / "fork.csv")
-    assert table.height == 3 * 2 * 2 * 4  # lucks, courses, items, rounds
+    assert table.height == 3 * 2 * 3 * 4  # lucks, courses, items, rounds
+    assert sorted(table["item"].unique()) == [3, 7, 20]
     mine = table.filter((pl.col("arm") == "itemknn, forked") & (pl.col("luck") == 0) & (pl.col("item") == 20))
     shown = [(forked.item[forked.round == r] == 20).mean() for r in range(4)]
     assert mine["exposure_share"].to_list() == pytest.approx(shown)

@@ -196,13 +196,15 @@ def test_a_recommender_that_asks_is_looked_at_like_users(
     assert "url:" not in (folder / "config.yaml").read_text()
 
 
-def test_placing_files_imports_nothing_that_is_not_played() -> None:
-    """A first look at the loop needs no torch, and does not wait for it."""
+def test_recommenders_that_are_not_played_are_not_imported() -> None:
+    """A first look at the loop needs no torch, does not wait for it, and says nothing of its absence."""
     program = (
         "import sys\nfrom pathlib import Path\nfrom experiments.running.design import Design, spec_from_conf\n"
         "names = ('als', 'sasrec', 'p5')\n"
         "design = Design(dataset=spec_from_conf('dataset', 'synthetic'), agent=spec_from_conf('agent', 'choice'),\n"
         "    recommenders={name: spec_from_conf('recommender', name) for name in names}, arms=(('als', 'loop'),))\n"
-        "design.with_run_files(Path('run'))\nassert 'torch' not in sys.modules"
+        "design.with_run_files(Path('run')).check()\ndesign.digest(), design.worlds_digest()\n"
+        "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
