@@ -49,6 +49,10 @@ class Settings(course.Settings):
         for name in ("robustness_seeds", "variance_worlds"):
             checks.whole(name, getattr(self, name))
 
+    def own_claims(self) -> list[Claim]:
+        """What an experiment of this kind claims before what every loop does, judged in one family with it."""
+        return []
+
     @cached_property
     def primary_claim(self) -> Claim | None:
         """The claim declared primary; None where there is none, or where its groups are known only with the data.
@@ -63,7 +67,7 @@ class Settings(course.Settings):
         specs = self.design.make_metrics()
         rows = [(arm, mode, "all", metric.name) for arm, mode in self.design.arms for metric in specs]
         present = pl.DataFrame(rows, schema=["arm", "mode", "group", "metric"], orient="row")
-        stated = standard_claims(present, specs=specs)
+        stated = [*self.own_claims(), *standard_claims(present, specs=specs)]
         found = next((claim for claim in stated if claim.name == self.primary), None)
         if found is None:
             raise ConfigError(f"primary={self.primary}: this run makes no such claim; {_known_claims(stated)}")
@@ -151,7 +155,8 @@ def _write_variance(settings: Settings, primary: Claim, run: Run) -> None:
 def claims_of(folder: Path, regime: str, settings: Settings, *, primary_first: bool) -> list[JudgedClaim]:
     """The claims of a played folder: the run's, or that of one of its parts."""
     metrics = read_metrics(folder)
-    stated = standard_claims(metrics, margins=settings.margins, specs=settings.design.make_metrics())
+    standard = standard_claims(metrics, margins=settings.margins, specs=settings.design.make_metrics())
+    stated = [*settings.own_claims(), *standard]
     primary = settings.primary
     if primary is not None:
         if primary not in {claim.name for claim in stated}:

@@ -10,11 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments import bias_loop
-from experiments.running.course import Run
-from simenv.conclusions.claims import Claim, judge
-from simenv.conclusions.judged import JudgedClaim
+from simenv.conclusions.claims import Claim
 from simenv.errors import ConfigError
-from simenv.metrics.frame import read_metrics
 from simenv.metrics.table import BY_NAME
 
 CODES = "code_gini_level1"
@@ -44,46 +41,45 @@ class Settings(bias_loop.Settings):
             if getattr(self, name) not in played:
                 raise ConfigError(f"{name}={getattr(self, name)}: is not played; expected one of {', '.join(played)}")
 
+    def own_claims(self) -> list[Claim]:
+        """RecLoop's three findings.
 
-play = bias_loop.play
-plot = bias_loop.plot
+        1. Generative recommenders narrow what a user is shown less than a sequential one. 2. The codes of what they
+        show concentrate. 3. Collaborative codes narrow more than semantic ones.
+        """
+        generative = (self.collaborative, self.semantic)
+        rows: list[tuple[str, str, str, str | None, str, str]] = [
+            (
+                f"recloop-codes:{arm}",
+                arm,
+                CODES,
+                None,
+                f"retraining {arm}",
+                "the Gini of the first codes of what is shown",
+            )
+            for arm in generative
+        ]
+        for kind, arm, control in (
+            *(("individual", arm, self.sequential) for arm in generative),
+            ("tokens", self.semantic, self.collaborative),
+        ):
+            for metric in INDIVIDUAL:
+                cause, quantity = f"retraining {arm} instead of {control}", f"the change of the {BY_NAME[metric].label}"
+                rows.append((f"recloop-{kind}:{arm}", arm, metric, control, cause, quantity))
+        return [
+            Claim(
+                name=f"{kind}:{metric}:{control or 'frozen'}",
+                arm=arm,
+                metric=metric,
+                cause=f"{cause} on its own feedback",
+                quantity=quantity,
+                control_arm=control,
+                control_mode="loop" if control else "frozen",
+                direction="down" if metric == "genre_kl" else "up",
+                margin=self.codes_margin if metric == CODES else BY_NAME[metric].margin,
+            )
+            for kind, arm, metric, control, cause, quantity in rows
+        ]
 
 
-def score(settings: Settings, run: Run) -> list[JudgedClaim]:
-    """RecLoop's findings, then what every loop claims."""
-    found = judge(read_metrics(run.path), claims(settings), regime=settings.design.repeat, alpha=settings.alpha)
-    return [*found, *bias_loop.score(settings, run)]
-
-
-def claims(settings: Settings) -> list[Claim]:
-    """The three findings, a family of their own.
-
-    1. Generative recommenders narrow what a user is shown less than a sequential one. 2. The codes of what they show
-    concentrate. 3. Collaborative codes narrow more than semantic ones.
-    """
-    generative = (settings.collaborative, settings.semantic)
-    rows: list[tuple[str, str, str, str | None, str, str]] = [
-        (f"recloop-codes:{arm}", arm, CODES, None, f"retraining {arm}", "the Gini of the first codes of what is shown")
-        for arm in generative
-    ]
-    for kind, arm, control in (
-        *(("individual", arm, settings.sequential) for arm in generative),
-        ("tokens", settings.semantic, settings.collaborative),
-    ):
-        for metric in INDIVIDUAL:
-            cause, quantity = f"retraining {arm} instead of {control}", f"the change of the {BY_NAME[metric].label}"
-            rows.append((f"recloop-{kind}:{arm}", arm, metric, control, cause, quantity))
-    return [
-        Claim(
-            name=f"{kind}:{metric}:{control or 'frozen'}",
-            arm=arm,
-            metric=metric,
-            cause=f"{cause} on its own feedback",
-            quantity=quantity,
-            control_arm=control,
-            control_mode="loop" if control else "frozen",
-            direction="down" if metric == "genre_kl" else "up",
-            margin=settings.codes_margin if metric == CODES else BY_NAME[metric].margin,
-        )
-        for kind, arm, metric, control, cause, quantity in rows
-    ]
+play, score, plot = bias_loop.play, bias_loop.score, bias_loop.plot
