@@ -3,7 +3,8 @@
 In the same worlds and with the same luck, everybody is served by the control, everybody by the treatment, and a test
 serves a share of the users with the treatment. What the two learn from in the test is an option: one pooled log, or
 each the feedback of its own users (Brennan et al. 2025, "Reducing symbiosis bias through better A/B tests of
-recommendation algorithms").
+recommendation algorithms"). Who is treated is another: users one by one, or whole clusters of friends, where users hear
+from each other (Ugander et al. 2013, "Graph cluster randomization: network exposure to multiple universes").
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from experiments.replications.targets import interval
 from experiments.running import course
 from experiments.running.course import Claims, Run, warn_if_undecidable
 from experiments.running.design import Design, Spec
-from recommenders.shared import LOGS, treated
+from recommenders.shared import LOGS, USERS, treated, treated_clusters
 from simenv import checks
 from simenv.conclusions.claims import Claim, judge
 from simenv.errors import ConfigError
@@ -35,6 +36,23 @@ SWITCHED = "everybody"  # the arm of the table that holds the true effect
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Test:
+    """One way to test: what the two recommenders learn from, and who is treated."""
+
+    log: str
+    users: str
+
+    @property
+    def arm(self) -> str:
+        return f"test-{self.log}" + ("" if self.users == "hash" else f"-{self.users}")
+
+    @property
+    def words(self) -> str:
+        by = {"hash": "", "friends": " and clusters of friends are treated"}[self.users]
+        return f"both learn from the {self.log} log{by}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(course.Settings):
     """The two recommenders, and how the test is made.
@@ -44,6 +62,7 @@ class Settings(course.Settings):
         treatment: arm that would replace it.
         share: chance of a user to be treated in the test.
         logs: what the two learn from in a test, some of `recommenders.shared.LOGS`.
+        users: who is treated, some of `recommenders.shared.USERS`; each makes tests of its own.
         last_rounds: at the end of the run, over which outcomes are averaged.
         alpha: error rate of the claims.
     """
@@ -52,6 +71,7 @@ class Settings(course.Settings):
     treatment: str
     share: float
     logs: Sequence[str]
+    users: Sequence[str]
     last_rounds: int
     alpha: float
 
@@ -65,8 +85,9 @@ class Settings(course.Settings):
         checks.whole("last_rounds", self.last_rounds, 1, self.design.rounds)
         if self.control == self.treatment:
             raise ConfigError(f"treatment={self.treatment}: is the control too; expected another recommender")
-        for log in self.logs:
-            checks.one_of("logs", log, LOGS)
+        for name, known in (("logs", LOGS), ("users", USERS)):
+            for value in getattr(self, name):
+                checks.one_of(name, value, known)
         for _, mode in self.design.arms:
             checks.one_of("modes", mode, ("loop", "frozen"))
 
@@ -74,18 +95,27 @@ class Settings(course.Settings):
     def modes(self) -> list[str]:
         return list(dict.fromkeys(mode for _, mode in self.design.arms))
 
-    def tests(self, mode: str) -> dict[str, str]:
-        """Arm of each test by what it learns from; one is enough where nothing is learnt."""
-        return {log: f"test-{log}" for log in (self.logs if mode == "loop" else self.logs[:1])}
+    def tests(self, mode: str) -> list[Test]:
+        """The tests in a mode; one log is enough where nothing is learnt."""
+        logs = self.logs if mode == "loop" else self.logs[:1]
+        return [Test(log, users) for users in self.users for log in logs]
 
     def designs(self) -> dict[str, Design]:
         """Everybody on the control, everybody on the treatment, and the tests."""
         design = self.design
         parts = {"control": design.recommenders[self.control], "treatment": design.recommenders[self.treatment]}
         shared = {"_target_": "recommenders.shared.Shared", "share": self.share, **parts}
-        recommenders = {**design.recommenders, **{f"test-{log}": shared | {"log": log} for log in self.logs}}
-        tests = tuple((arm, mode) for mode in self.modes for arm in self.tests(mode).values())
-        return {"": replace(design, recommenders=recommenders, arms=design.arms + tests)}
+        specs = {test.arm: shared | {"log": test.log, "users": test.users} for test in self.tests("loop")}
+        tests = tuple((test.arm, mode) for mode in self.modes for test in self.tests(mode))
+        return {"": replace(design, recommenders={**design.recommenders, **specs}, arms=design.arms + tests)}
+
+    def check(self) -> None:
+        super().check()
+        if "friends" in self.users and (dataset := self.design.load_dataset(self.design.seed)).friends is None:
+            raise ConfigError(
+                f"users=friends: {dataset.name} knows no friends; expected a data set with friends, such as lastfm-2k or "
+                "synthetic with dataset.mean_degree=8, or users=[hash]"
+            )
 
     def recommenders(self) -> dict[str, Spec]:
         """Control and treatment; the tests follow from them."""
@@ -107,25 +137,30 @@ def score(settings: Settings, run: Run) -> Claims:
 
     rows: list[dict[str, Any]] = []
     cells: list[tuple[int, str, str, int, str, str, float]] = []
+    groups = [_Groups.of(settings, seed) for seed in settings.design.seeds]
     for mode in settings.modes:
         for metric in OUTCOMES:
-            worlds = [_World.read(settings, run, seed, mode, metric) for seed in settings.design.seeds]
+            worlds = [_World.read(settings, run, group, mode, metric) for group in groups]
             true = np.array([world.true for world in worlds])
             rows.append(_row(mode, metric, SWITCHED, true))
             cells += [(w.seed, SWITCHED, mode, 0, "all", metric, w.true) for w in worlds]
-            for log, arm in settings.tests(mode).items():
-                naive = np.array([world.naive(arm) for world in worlds])  # (S, 3): estimate, low, high
-                bias = np.array([world.bias(arm) for world in worlds])
-                found = _row(mode, metric, arm, naive[:, 0])
-                found |= {"learns_from": log} | _columns("bias", bias)
+            for test in settings.tests(mode):
+                naive = np.array([world.naive(test) for world in worlds])  # (S, 3): estimate, low, high
+                bias = np.array([world.bias(test) for world in worlds])
+                found = _row(mode, metric, test.arm, naive[:, 0])
+                found |= {"learns_from": test.log, "users": test.users} | _columns("bias", bias)
                 found["covered"] = int(((naive[:, 1] <= true) & (true <= naive[:, 2])).sum())
                 found["wrong_sign"] = int((((naive[:, 1] > 0) & (true < 0)) | ((naive[:, 2] < 0) & (true > 0))).sum())
                 rows.append(found)
-                cells += [(w.seed, arm, mode, 0, "all", metric, w.true + b) for w, b in zip(worlds, bias, strict=True)]
+                cells += [
+                    (w.seed, test.arm, mode, 0, "all", metric, w.true + b) for w, b in zip(worlds, bias, strict=True)
+                ]
             zero = [(w.seed, "nothing", mode, 0, "all", metric, 0.0) for w in worlds]
             cells += zero
     columns = ["seed", "arm", "mode", "round", "group", "metric", "value"]
-    types = {"learns_from": "String"} | dict.fromkeys(("bias", "bias_ci_low", "bias_ci_high"), "Float64")
+    types = {"learns_from": "String", "users": "String"} | dict.fromkeys(
+        ("bias", "bias_ci_low", "bias_ci_high"), "Float64"
+    )
     run.table("ab_test", _filled(rows), types | dict.fromkeys(("covered", "wrong_sign"), "Int64"))
     table = pl.DataFrame(cells, schema=columns, orient="row")
     return judge(table, claims(settings), regime=settings.design.repeat, alpha=settings.alpha)
@@ -136,13 +171,14 @@ def claims(settings: Settings) -> list[Claim]:
     names = f"{settings.treatment} instead of {settings.control}"
     stated = []
     for mode in settings.modes:
-        tests = settings.tests(mode).items()
         for metric, (words, _) in OUTCOMES.items():
             rows = [(f"effect:{mode}", SWITCHED, "nothing", f"{names} for everybody ({mode})", f"the {words}")]
-            for log, arm in tests:
-                how = f"by a test in which both learn from the {log} log" if mode == "loop" else "by a frozen test"
-                cause = f"measuring {names} {how} instead of switching everybody"
-                rows.append((f"bias:{log}:{mode}", arm, SWITCHED, cause, f"the effect found on the {words}"))
+            for test in settings.tests(mode):
+                frozen = "a frozen test" + (" of clusters of friends" if test.users == "friends" else "")
+                how = f"a test in which {test.words}" if mode == "loop" else frozen
+                cause = f"measuring {names} by {how} instead of switching everybody"
+                name = f"bias:{test.arm.removeprefix('test-')}:{mode}"
+                rows.append((name, test.arm, SWITCHED, cause, f"the effect found on the {words}"))
             stated += [
                 Claim(
                     name=f"{kind}:{metric}",
@@ -162,56 +198,73 @@ def claims(settings: Settings) -> list[Claim]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Groups:
+    """Who is treated in one world, (n_users,) by `Test.users`, and the clusters that are treated as one, likewise."""
+
+    seed: int
+    treated: Mapping[str, NDArray[np.bool_]]
+    clusters: Mapping[str, NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, settings: Settings, seed: int) -> _Groups:
+        dataset = settings.design.make_dataset(seed)
+        clusters = {"hash": np.arange(dataset.n_users)}
+        groups = {"hash": treated(seed, dataset.n_users, settings.share)}
+        if "friends" in settings.users and dataset.friends is not None:
+            clusters["friends"] = dataset.friends.clusters(seed)
+            groups["friends"] = treated_clusters(seed, clusters["friends"], settings.share)
+        return cls(seed=seed, treated=groups, clusters=clusters)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _World:
     """One outcome of every user of one seed, (n_users,), NaN without a page; by arm."""
 
-    seed: int
     by_arm: Mapping[str, Floats]
-    treated: NDArray[np.bool_]
+    groups: _Groups
     control: str
     treatment: str
     alpha: float
 
     @classmethod
-    def read(cls, settings: Settings, run: Run, seed: int, mode: str, metric: str) -> _World:
+    def read(cls, settings: Settings, run: Run, groups: _Groups, mode: str, metric: str) -> _World:
         column, first = OUTCOMES[metric][1], settings.design.rounds - settings.last_rounds
-        arms = [settings.control, settings.treatment, *settings.tests(mode).values()]
-        logs = {arm: read_events(run.path, seed=seed, arm=arm, mode=mode) for arm in arms}
-        n_users = _n_users(run, seed)
+        arms = [settings.control, settings.treatment, *(test.arm for test in settings.tests(mode))]
+        logs = {arm: read_events(run.path, seed=groups.seed, arm=arm, mode=mode) for arm in arms}
+        n_users = len(groups.treated["hash"])
         return cls(
-            seed=seed,
             by_arm={arm: _by_user(log, column, first, n_users) for arm, log in logs.items()},
-            treated=treated(seed, n_users, settings.share),
+            groups=groups,
             control=settings.control,
             treatment=settings.treatment,
             alpha=settings.alpha,
         )
 
     @property
+    def seed(self) -> int:
+        return self.groups.seed
+
+    @property
     def true(self) -> float:
         """What switching everybody does: mean over all users of treatment minus control."""
         return float(np.nanmean(self.by_arm[self.treatment]) - np.nanmean(self.by_arm[self.control]))
 
-    def naive(self, arm: str) -> tuple[float, float, float]:
-        """What an analyst of the test reports: difference of the groups' means, and Welch's interval over users."""
-        from scipy import stats
+    def naive(self, test: Test) -> tuple[float, float, float]:
+        """What an analyst of the test reports: difference of the groups' means, and its interval."""
+        return difference(
+            self.by_arm[test.arm], self.groups.treated[test.users], self.groups.clusters[test.users], self.alpha
+        )
 
-        values = self.by_arm[arm]
-        groups = [values[rows & ~np.isnan(values)] for rows in (self.treated, ~self.treated)]
-        result = stats.ttest_ind(*groups, equal_var=False)
-        low, high = result.confidence_interval(1 - self.alpha)
-        return float(groups[0].mean() - groups[1].mean()), float(low), float(high)
-
-    def bias(self, arm: str) -> float:
+    def bias(self, test: Test) -> float:
         """Naive minus true effect, without the luck of who was treated: how far the test moves the treated from where
         they are if everybody is treated, minus the same of the others and the control.
 
-        Users are assigned by a fair draw, so that its mean is that of naive minus true; each user being their own
-        control, its spread over seeds is far smaller.
+        Users, or clusters, are assigned by a fair draw, so that its mean is that of naive minus true; each user being
+        their own control, its spread over seeds is far smaller.
         """
-        found = self.by_arm[arm]
+        found, treated = self.by_arm[test.arm], self.groups.treated[test.users]
         moved = [found - self.by_arm[self.treatment], found - self.by_arm[self.control]]
-        return float(np.nanmean(moved[0][self.treated]) - np.nanmean(moved[1][~self.treated]))
+        return float(np.nanmean(moved[0][treated]) - np.nanmean(moved[1][~treated]))
 
 
 def _by_user(log: Events, column: str, first_round: int, n_users: int) -> Floats:
@@ -221,10 +274,38 @@ def _by_user(log: Events, column: str, first_round: int, n_users: int) -> Floats
     return np.divide(total, shown, out=np.full(n_users, np.nan), where=shown > 0)
 
 
-def _n_users(run: Run, seed: int) -> int:
-    import polars as pl
+def difference(
+    values: Floats, treated: NDArray[np.bool_], clusters: NDArray[np.int64], alpha: float
+) -> tuple[float, float, float]:
+    """Mean of the treated minus that of the others, and the ends of its 1 - `alpha` interval.
 
-    return pl.read_parquet(run.path / "users.parquet", glob=False).filter(pl.col("seed") == seed).height
+    Welch's over users. Where clusters are treated as one, the variance of a group's mean is that between clusters
+    (Liang and Zeger 1986, with C / (C - 1)), of which Welch's is the case of one user each.
+
+    Args:
+        values: (n_users,), NaN = no value.
+        treated: (n_users,).
+        clusters: (n_users,) numbers; nobody of a cluster is treated unless all are.
+        alpha: error rate of the interval.
+    """
+    from scipy import stats
+
+    means, variances, freedom = np.empty(2), np.empty(2), np.empty(2)
+    for place, group in enumerate((treated, ~treated)):
+        rows = group & ~np.isnan(values)
+        means[place] = values[rows].mean()
+        own = np.unique(clusters[rows], return_inverse=True)[1]
+        sums = np.bincount(own, weights=values[rows] - means[place])
+        freedom[place] = len(sums) - 1
+        variances[place] = np.inf if len(sums) < 2 else (sums @ sums) / rows.sum() ** 2 * len(sums) / (len(sums) - 1)
+    estimate = float(means[0] - means[1])
+    if not np.isfinite(variances).all():
+        return estimate, -np.inf, np.inf
+    total = variances.sum()
+    if total == 0:
+        return estimate, estimate, estimate
+    half = stats.t.ppf(1 - alpha / 2, total**2 / (variances**2 / freedom).sum()) * np.sqrt(total)
+    return estimate, estimate - half, estimate + half
 
 
 def _row(mode: str, metric: str, arm: str, effect: Floats) -> dict[str, Any]:
@@ -260,7 +341,7 @@ def plot(settings: Settings, run: Run) -> None:
             panel.plot([low, high], [place, place], color=color, linewidth=2)
             panel.plot([values[0]], [place], "o" if row["arm"] == SWITCHED else "s", color=color)
         panel.axvline(0, color="#888888", linewidth=1)
-        names = [SWITCHED if row["arm"] == SWITCHED else row["arm"].replace("-", ", ") + " log" for row in rows]
+        names = [_label(row) for row in rows]
         labels = [f"{name}\n({row['mode']})" for name, row in zip(names, rows, strict=True)]
         panel.set_yticks(range(len(rows)), labels[::-1] if panel is panels[0] else [""] * len(rows))
         panel.set_xlabel(f"effect on the {words}", fontsize=LABEL, wrap=True)
@@ -270,7 +351,14 @@ def plot(settings: Settings, run: Run) -> None:
         title="What the test finds and what switching does",
         caption=(
             f"Effect of {settings.treatment} instead of {settings.control} over the last {settings.last_rounds} "
-            "rounds: of switching everybody, and the difference between the two groups of a test. Means over "
+            "rounds: of switching everybody, and the difference between the two groups of a test, learning from the "
+            "pooled log or each from its own, users or clusters of friends being treated. Means over "
             f"{settings.design.n_seeds} seeds with 95 % intervals."
         ),
     )
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    if row["arm"] == SWITCHED:
+        return SWITCHED
+    return f"test, {row['learns_from']} log" + (", friends" if row["users"] == "friends" else "")

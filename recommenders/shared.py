@@ -16,16 +16,45 @@ from recommenders.base import Recommender
 from simenv import checks
 from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray
-from simenv.errors import ConfigError
+from simenv.datasets.friends import Friends
+from simenv.errors import ConfigError, RecommenderError
 from simenv.randomness import Key, Purpose, uniforms
 from simenv.slates import SeesDataset, SeesTruth, Slates, asks_model
 
 LOGS = ("pooled", "own")
+USERS = ("hash", "friends")
 
 
 def treated(seed: int, n_users: int, share: float) -> NDArray[np.bool_]:
     """Which users are served by the treatment, (n_users,): a hash of seed and user, the same in every arm."""
     return uniforms(Key(seed), Purpose.ASSIGN, np.arange(n_users), 0) < share
+
+
+def treated_clusters(seed: int, clusters: LongArray, share: float) -> NDArray[np.bool_]:
+    """Which users are served by the treatment where whole clusters are, (n_users,).
+
+    Clusters stand in the order of a hash of seed and cluster, and those are treated whose middle lies within the first
+    `share` of the users: as many users as whole clusters allow, and each cluster with about that chance.
+
+    Args:
+        seed: of the world.
+        clusters: (n_users,) numbers from 0.
+        share: of the users, in (0, 1).
+
+    Raises:
+        ConfigError: that leaves one of the two groups empty.
+    """
+    sizes = np.bincount(clusters)
+    order = np.argsort(uniforms(Key(seed), Purpose.ASSIGN, np.arange(len(sizes)), 0), kind="stable")
+    middle = np.empty(len(sizes))
+    middle[order] = np.cumsum(sizes[order]) - sizes[order] / 2
+    chosen = (middle < share * len(clusters))[clusters]
+    if chosen.all() or not chosen.any():
+        raise ConfigError(
+            f"shared.users=friends: {len(sizes)} clusters of friends leave one of the two groups empty at "
+            f"share={share}; expected more clusters, or users=hash"
+        )
+    return chosen
 
 
 class Shared(Recommender):
@@ -41,6 +70,9 @@ class Shared(Recommender):
         treatment: recommender of the users who are.
         share: chance of a user to be treated, in (0, 1).
         log: ``pooled`` or ``own``.
+        users: ``hash``, each user by a draw of its own; ``friends``, whole clusters of friends, so that those who
+            influence each other are mostly served alike (Ugander et al. 2013, "Graph cluster randomization"). Needs
+            `bind_dataset` with a data set that knows friends.
 
     Raises:
         ConfigError: an option out of range; both recommenders ask a language model, and their costs could not be
@@ -51,21 +83,39 @@ class Shared(Recommender):
     pads_batches = False
 
     def __init__(
-        self, control: Recommender, treatment: Recommender, *, share: float = 0.5, log: str = "pooled"
+        self,
+        control: Recommender,
+        treatment: Recommender,
+        *,
+        share: float = 0.5,
+        log: str = "pooled",
+        users: str = "hash",
     ) -> None:
         for part, one in (("control", control), ("treatment", treatment)):
             if not isinstance(one, Recommender):
                 raise ConfigError(f"{self.name}: {part} is a {type(one).__name__}; expected a Recommender")
         checks.share("shared.share", share, open_low=True, open_high=True)
         checks.one_of("shared.log", log, LOGS)
+        checks.one_of("shared.users", users, USERS)
         if asks_model(control) and asks_model(treatment):
             raise ConfigError(f"{self.name}: both recommenders ask a language model; expected one that does at most")
         self.parts = {"control": control, "treatment": treatment}
-        self.share, self.learns_from = share, log
+        self.share, self.learns_from, self.assigned = share, log, users
+        self._friends: Friends | None = None
         self._n_before: int | None = None  # rows of the first log
 
     def bind_dataset(self, dataset: Dataset) -> None:
-        """Show the data set to whichever of the two wants to see it."""
+        """Show the data set to whichever of the two wants to see it, and learn who knows whom.
+
+        Raises:
+            ConfigError: clusters of friends are assigned, and the data set knows none.
+        """
+        if self.assigned == "friends" and dataset.friends is None:
+            raise ConfigError(
+                f"shared.users=friends: {dataset.name} knows no friends; expected a data set with friends, such as "
+                "lastfm-2k or synthetic with dataset.mean_degree=8"
+            )
+        self._friends = dataset.friends
         for part in self.parts.values():
             if isinstance(part, SeesDataset):
                 part.bind_dataset(dataset)
@@ -101,9 +151,16 @@ class Shared(Recommender):
 
     def _fit(self, log: Interactions, key: Key) -> None:
         if key.round == 0 or self._n_before is None:
-            self._treated, self._n_before = treated(key.seed, log.n_users, self.share), len(log)
+            self._treated, self._n_before = self._assign(key.seed, log.n_users), len(log)
         for name, part in self.parts.items():
             part.fit(self._seen(log, name, self._n_before), key=key)
+
+    def _assign(self, seed: int, n_users: int) -> NDArray[np.bool_]:
+        if self.assigned == "hash":
+            return treated(seed, n_users, self.share)
+        if self._friends is None or self._friends.n_users != n_users:
+            raise RecommenderError(f"{self.name}: fitted on {n_users} users whose friends it was not shown")
+        return treated_clusters(seed, self._friends.clusters(seed), self.share)
 
     def _update(self, new: Interactions, key: Key) -> None:
         for name, part in self.parts.items():

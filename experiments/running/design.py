@@ -242,12 +242,8 @@ class Design:
 
     def make_world(self, seed: int) -> World:
         """The world of one seed: data, tastes, traits and what is frozen at round 0."""
-        dataset = self._known(self.load_dataset(seed))
+        dataset = self.make_dataset(seed)
         tastes = dataset.tastes
-        fraction = self.fraction(dataset)
-        if fraction < 1:
-            dataset = dataset.sample_users(max(1, round(fraction * dataset.n_users)), seed)
-            tastes = dataset.tastes
         if tastes is None or self.refit_tastes:
             tastes = self.make_tastes().fit(dataset, seed=seed)
         return World(
@@ -257,6 +253,12 @@ class Design:
             traits=Traits.from_dataset(dataset),
             reference=Reference.from_dataset(dataset, seed),
         )
+
+    def make_dataset(self, seed: int) -> Dataset:
+        """The data of one seed as everyone in its world may know them."""
+        dataset = self._known(self.load_dataset(seed))
+        fraction = self.fraction(dataset)
+        return dataset if fraction == 1 else dataset.sample_users(max(1, round(fraction * dataset.n_users)), seed)
 
     def fraction(self, dataset: Dataset) -> float:
         """Share of the users of these data who are in each seed's world."""

@@ -76,6 +76,24 @@ class Friends:
         relabel = np.random.default_rng([seed & (2**64 - 1), 0xF121]).permutation(self.n_users)
         return Friends.of(self.n_users, relabel[self.ties])
 
+    def clusters(self, seed: int) -> LongArray:
+        """The cluster of each user, (n_users,), numbered from 0 in the order of their first members.
+
+        Clusters maximise modularity by the Louvain method (Blondel et al. 2008, "Fast unfolding of communities in large
+        networks"), by networkx; a user without friends is one of its own. Time grows with the ties: seconds for ten
+        thousand users, minutes for a million.
+        """
+        import networkx as nx
+
+        graph = nx.Graph()
+        graph.add_nodes_from(range(self.n_users))
+        graph.add_edges_from(self.ties.tolist())
+        found = sorted(map(sorted, nx.community.louvain_communities(graph, seed=seed % 2**32)))
+        cluster = np.empty(self.n_users, np.int64)
+        for number, members in enumerate(found):
+            cluster[members] = number
+        return cluster
+
 
 def small_world(
     tastes: FloatArray, *, mean_degree: float, rewiring: float, homophily: float, rng: np.random.Generator

@@ -11,10 +11,13 @@ import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from scipy import stats
 
+from experiments.ab_test import difference
 from experiments.running.course import run_experiment
 from experiments.running.design import CONF
-from recommenders.shared import treated
+from recommenders.shared import treated, treated_clusters
+from simenv.datasets import synthetic
 from simenv.errors import ConfigError
 from simenv.events import scan_events
 
@@ -30,7 +33,11 @@ def config(folder: Path, *overrides: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    folder = run_experiment(config(tmp_path_factory.mktemp("ab") / "run", "treatment=itemknn"))
+    folder = run_experiment(
+        config(
+            tmp_path_factory.mktemp("ab") / "run", "treatment=itemknn", "users=[hash,friends]", "dataset.mean_degree=4"
+        )
+    )
     assert folder is not None
     return folder
 
@@ -68,9 +75,43 @@ def test_effects_and_bias_are_those_of_the_event_log(run):
 def test_groups_that_never_learn_see_what_everybody_sees(run):
     table = pl.read_csv(run / "tables" / "ab_test.csv")
     frozen = table.filter((pl.col("mode") == "frozen") & pl.col("bias").is_not_null())
-    assert frozen["arm"].unique().to_list() == ["test-pooled"]
+    assert sorted(frozen["arm"].unique()) == ["test-pooled", "test-pooled-friends"]
     assert abs(frozen.filter(pl.col("metric") == "arp_pct")["bias"][0]) < 1e-12  # the same slates
     assert (run / "figures" / "ab_test.png").is_file()
+
+
+def test_clusters_of_friends_make_tests_of_their_own(run):
+    claims = {claim["name"]: claim for claim in json.loads((run / "claims.json").read_text())}
+    row = pl.read_csv(run / "tables" / "ab_test.csv").row(
+        by_predicate=(pl.col("arm") == "test-own-friends") & (pl.col("metric") == "ctr") & (pl.col("mode") == "loop"),
+        named=True,
+    )
+    assert (row["learns_from"], row["users"]) == ("own", "friends")
+    naive, bias = [], []
+    for seed in (0, 1):
+        friends = synthetic(n_users=60, n_items=50, seed=seed, mean_degree=4).friends
+        group = treated_clusters(seed, friends.clusters(seed), 0.5)
+        control, treatment, test = (means(run, arm, seed) for arm in ("popularity", "itemknn", "test-own-friends"))
+        naive.append(np.mean([test[u] for u in test if group[u]]) - np.mean([test[u] for u in test if not group[u]]))
+        bias.append(np.mean([test[u] - treatment[u] for u in test if group[u]])
+                    - np.mean([test[u] - control[u] for u in test if not group[u]]))  # fmt: skip
+    assert row["effect"] == pytest.approx(np.mean(naive))
+    assert claims["bias:own-friends:loop:ctr"]["estimate"] == pytest.approx(np.mean(bias))
+
+
+def test_the_interval_is_welchs_over_users_and_the_clusters_where_they_are_assigned():
+    rng = np.random.default_rng(1)
+    values, group = rng.normal(size=60), np.arange(60) % 3 == 0
+    values[7] = np.nan
+    known = ~np.isnan(values)
+    welch = stats.ttest_ind(values[group & known], values[~group & known], equal_var=False).confidence_interval(0.9)
+    estimate, low, high = difference(values, group, np.arange(60), 0.1)
+    assert (low, high) == pytest.approx((welch.low, welch.high))
+    assert estimate == pytest.approx((low + high) / 2)
+    # users in threes who all do the same are no more evidence than one of them
+    thrice = difference(np.repeat(values, 3), np.repeat(group, 3), np.repeat(np.arange(60), 3), 0.1)
+    assert thrice == pytest.approx((estimate, low, high))
+    assert difference(values, group, group.astype(np.int64), 0.1)[1:] == (-np.inf, np.inf)  # two clusters
 
 
 @pytest.mark.parametrize(
@@ -79,6 +120,8 @@ def test_groups_that_never_learn_see_what_everybody_sees(run):
         ("share=1", "share=1"),
         ("treatment=popularity", "is the control too"),
         ("logs=[all]", "logs=all"),
+        ("users=[all]", "users=all"),
+        ("users=[friends]", "users=friends: synthetic knows no friends"),
         ("modes=[organic]", "modes=organic"),
         ("last_rounds=9", "last_rounds=9"),
         ("control=nothing", "no such recommender"),
@@ -87,3 +130,4 @@ def test_groups_that_never_learn_see_what_everybody_sees(run):
 def test_bad_settings_are_named(override, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
         run_experiment(config(tmp_path / "run", override))
+    assert not (tmp_path / "run").exists()

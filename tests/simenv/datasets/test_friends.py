@@ -32,6 +32,15 @@ def test_ties_count_once_in_both_directions():
     assert Friends.of(2, np.zeros((0, 2))).ties.shape == (0, 2)
 
 
+def test_clusters_are_groups_of_friends_and_the_same_for_a_seed():
+    triangles = np.array([[0, 1], [1, 2], [0, 2], [3, 4], [4, 5], [3, 5], [2, 3]])
+    friends = Friends.of(7, triangles)
+    assert friends.clusters(4).tolist() == [0, 0, 0, 1, 1, 1, 2]
+    world = synthetic(n_users=200, n_items=40, seed=2, mean_degree=8).friends
+    assert world.clusters(1).tolist() == world.clusters(1).tolist()
+    assert 4 < world.clusters(-1).max() < 40
+
+
 @pytest.mark.parametrize(("tie", "words"), [([0, 5], "lie in .0, 5.; expected .0, 4."), ([2, 2], "user 2 is a friend")])
 def test_impossible_ties_are_refused(tie, words):
     with pytest.raises(DataError, match=words):
