@@ -113,8 +113,8 @@ class Settings(course.Settings):
         super().check()
         if "friends" in self.users and (dataset := self.design.load_dataset(self.design.seed)).friends is None:
             raise ConfigError(
-                f"users=friends: {dataset.name} knows no friends; expected a data set with friends, such as lastfm-2k or "
-                "synthetic with dataset.mean_degree=8, or users=[hash]"
+                f"users=friends: {dataset.name} knows no friends; expected a data set with friends, such as lastfm-2k "
+                "or synthetic with dataset.mean_degree=8, or users=[hash]"
             )
 
     def recommenders(self) -> dict[str, Spec]:
