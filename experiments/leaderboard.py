@@ -1,13 +1,13 @@
-"""leaderboard: offline accuracy of recommenders on one data set, over the whole catalogue, with intervals over users.
+"""leaderboard: offline accuracy of recommenders on one data set, with intervals over users.
 
-There is no simulated user here. Every arm is fitted once per seed on a split by time, and `tables/leaderboard.csv`
-written after each, so that an interrupted run goes on with the next.
+Over the whole catalogue, among 100 candidates, or of stars. There is no simulated user here. Every arm is fitted once
+per seed on a split, and `tables/leaderboard.csv` written after each, so that an interrupted run goes on with the next.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 from experiments.running import course
 from experiments.running.course import Row, Run
 from experiments.running.design import Design, Spec
-from recommenders.evaluation.offline import leaderboard
-from simenv.datasets.base import Dataset, Interactions
-from simenv.datasets.splits import Split, global_time_split, leave_one_out
+from recommenders.evaluation.offline import TARGETS, item_means, leaderboard, rating_metrics, table_rows
+from simenv import checks
+from simenv.datasets.base import Dataset
+from simenv.datasets.splits import SPLITS, Split
 from simenv.errors import ConfigError
 from simenv.files import read_sealed, write_sealed
 from simenv.randomness import Key
@@ -27,7 +28,7 @@ from simenv.slates import SeesDataset
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SPLITS: dict[str, Callable[[Interactions], Split]] = {"leave_one_out": leave_one_out, "global_time": global_time_split}
+FIGURES = {"ranking": "ndcg@10", "candidates99": "ndcg@10", "rating": "rmse"}  # the metric that is drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +36,20 @@ class Settings(course.Settings):
     """How the arms are judged.
 
     Attributes:
-        split: ``leave_one_out`` (the last interaction of each user is the target, the one before it is in the input) or
-            ``global_time``.
+        split: ``last`` (the last interaction of each user is the target, the one before it is in the input), ``time``,
+            ``cold_items`` or ``cold_users``, see `simenv.datasets.splits`.
+        target: what is asked for: ``ranking`` of the whole catalogue, of ``candidates99`` and the target, or the
+            ``rating`` of the target, see `recommenders.evaluation.offline.measured`.
         save_models: each arm, fitted with the first seed, is kept in ``models/<arm>``.
     """
 
     split: str
+    target: str
     save_models: bool
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ConfigError(f"split={self.split}: expected one of {', '.join(SPLITS)}")
+        checks.one_of("split", self.split, tuple(SPLITS))
+        checks.one_of("target", self.target, TARGETS)
         if wrong := [arm for arm, _ in self.design.arms if arm in ("oracle", "none")]:
             raise ConfigError(
                 f"arms: {', '.join(wrong)} cannot be judged offline; expected recommenders that learn from a log"
@@ -54,7 +58,8 @@ class Settings(course.Settings):
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
         """The settings that a configuration describes; modes and references do not matter."""
-        return super().of({**config, "modes": ["loop"], "references": []})
+        before = {"target": "ranking"}  # runs from before there were others
+        return super().of({**before, **config, "modes": ["loop"], "references": []})
 
     @cached_property
     def data(self) -> tuple[Dataset, Split]:
@@ -89,15 +94,20 @@ def play(settings: Settings, run: Run) -> None:
         done = run.directory.checkpoint / f"{arm}.json"
         judged = read_sealed(done)
         if judged is None:
-            found, cost = _judge(arm, design, dataset, split, run.path, keep=settings.save_models)
+            found, cost = _judge(arm, settings, run.path)
             judged = {"rows": found, "seconds": cost}
             write_sealed(done, judged)
         rows += judged["rows"]
         seconds[arm] = judged["seconds"]
         run.table("leaderboard", rows)
+    if settings.target == "rating":
+        means = rating_metrics(item_means(split.train)[split.targets], split.ratings)
+        run.table("leaderboard", [*rows, *table_rows("item mean", [means], True)])
     run.card(
         dataset=dataset.name,
         split=split.name,
+        split_digest=split.digest(),
+        target=settings.target,
         n_test_users=len(split.users),
         n_train=len(split.train),
         n_items=dataset.n_items,
@@ -112,19 +122,24 @@ def score(settings: Settings, run: Run) -> None:
 
 def plot(settings: Settings, run: Run) -> None:
     """The figure of accuracies."""
+    metric = FIGURES[settings.target]
+    what = {
+        "ranking": "NDCG@10 over the whole catalogue, seen items filtered",
+        "candidates99": "NDCG@10 of the target among itself and 99 items the user never had",
+        "rating": "RMSE of the stars of what each user took last, the best on top",
+    }[settings.target]
     run.figure(
         "leaderboard",
-        plot_leaderboard(run.read_table("leaderboard").to_dicts()),
+        plot_leaderboard(run.read_table("leaderboard").to_dicts(), metric),
         title="Accuracy on held-out interactions",
-        caption="NDCG@10 over the whole catalogue, seen items filtered; bars are 95 % bootstrap intervals over users, "
-        "ticks the lowest and the highest seed.",
+        caption=f"{what}; bars are 95 % bootstrap intervals over users, ticks the lowest and the highest seed.",
     )
 
 
 def best_first(rows: Sequence[Row], metric: str = "ndcg@10") -> list[Row]:
     """The rows of one metric with seen items filtered, best first."""
     chosen = [row for row in rows if row["metric"] == metric and row["filter_seen"]]
-    return sorted(chosen, key=lambda row: -row["value"])
+    return sorted(chosen, key=lambda row: row["value"] * (1 if metric in ("rmse", "mae") else -1))
 
 
 def plot_leaderboard(rows: Sequence[Row], metric: str = "ndcg@10") -> Figure:
@@ -145,10 +160,9 @@ def plot_leaderboard(rows: Sequence[Row], metric: str = "ndcg@10") -> Figure:
     return figure
 
 
-def _judge(
-    arm: str, design: Design, dataset: Dataset, split: Split, folder: Path, *, keep: bool
-) -> tuple[list[dict[str, Any]], float]:
+def _judge(arm: str, settings: Settings, folder: Path) -> tuple[list[dict[str, Any]], float]:
     """One arm's rows and CPU seconds; it sees the catalogue and the training interactions, never the targets."""
+    design, (dataset, split) = settings.design, settings.data
     seen = dataset.replace_interactions(split.train)
     started, seconds = 0.0, 0.0
     models: list[Any] = []
@@ -167,7 +181,8 @@ def _judge(
         if not models:
             models.append(recommender)
 
-    rows = leaderboard({arm: make}, split, keys=[Key(seed) for seed in design.seeds], after_fit=fitted)
-    if keep:
+    keys = [Key(seed) for seed in design.seeds]
+    rows = leaderboard({arm: make}, split, keys=keys, target=settings.target, after_fit=fitted)
+    if settings.save_models:
         models[0].save(folder / "models" / arm)
     return rows, round(seconds, 1)

@@ -16,7 +16,15 @@ import numpy as np
 from experiments.running import course
 from experiments.running.course import Row, Run
 from experiments.running.design import Design, Spec
-from recommenders.evaluation.offline import bootstrap_interval, rank_metrics, rating_errors, sampled_ranks, seen_mask
+from recommenders.evaluation.offline import (
+    bootstrap_interval,
+    item_means,
+    rank_metrics,
+    rating_metrics,
+    sampled_ranks,
+    seen_mask,
+    table_rows,
+)
 from recommenders.llm import LLMRanker
 from simenv.datasets.base import Dataset
 from simenv.datasets.splits import Split, leave_one_out
@@ -29,7 +37,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CUTOFFS = (1, 3, 5, 10)
-RATING_PRIOR = 5.0  # ratings of the mean that an item's own are added to
 
 # Published: Dai et al. 2023, five candidates, films (500 users of ML-1M), and Liu et al. 2023, Beauty, 1 of 100.
 PUBLISHED: Sequence[Row] = tuple(
@@ -86,7 +93,9 @@ class Settings(course.Settings):
         split = leave_one_out(dataset.interactions, repeats=False)
         n = len(split.users) if self.judged_users is None else min(self.judged_users, len(split.users))
         rows = np.sort(np.random.default_rng([self.design.seed, 0x11E]).choice(len(split.users), n, replace=False))
-        return dataset, replace(split, users=split.users[rows], targets=split.targets[rows])
+        return dataset, replace(
+            split, users=split.users[rows], targets=split.targets[rows], ratings=split.ratings[rows]
+        )
 
     def designs(self) -> dict[str, Design]:
         """Nothing is played."""
@@ -177,35 +186,19 @@ def _row(arm: str, candidates: int | None, metric: str, values: Any, key: Key) -
 
 def _ratings(arm: str, ranker: LLMRanker, dataset: Dataset, split: Split, key: Key) -> list[Row]:
     """RMSE and MAE of the stars that the model gives to what the user took last, beside the item's mean's."""
-    log, order = dataset.interactions, np.lexsort((dataset.interactions.times, dataset.interactions.users))
-    last = {int(log.users[row]): float(log.ratings[row]) for row in order}
-    true = np.array([last[int(user)] for user in split.users])
-    known = ~np.isnan(true)
-    if not known.any():
+    if np.isnan(split.ratings).all():
         return []
     scale = dataset.rating_scale
     stars = ranker.judge(split.users, split.targets[:, None].astype(np.int32), key)[:, 0]
     told = scale.low + (stars - 1) / 4 * (scale.high - scale.low)
-    rated = ~np.isnan(split.train.ratings)
-    items, ratings = split.train.items[rated], split.train.ratings[rated].astype(np.float64)
-    count = np.bincount(items, minlength=dataset.n_items)
-    total = np.bincount(items, weights=ratings, minlength=dataset.n_items)
-    means = (total + RATING_PRIOR * ratings.mean()) / (count + RATING_PRIOR)
-    rows: list[Row] = []
-    answers = np.where(np.isnan(told), ratings.mean(), told)
-    for name, predicted in ((arm, answers), ("item mean", means[split.targets])):
-        errors = rating_errors(predicted, true)
-        for metric, each in (("rmse", (predicted - true)[known] ** 2), ("mae", np.abs(predicted - true)[known])):
-            low, high = bootstrap_interval(each, key=key)
-            bounds = (np.sqrt(low), np.sqrt(high)) if metric == "rmse" else (low, high)
-            rows.append({"recommender": name, "candidates": None, "metric": metric, "value": errors[metric]})
-            rows[-1] = {
-                **rows[-1],
-                "ci_low": float(bounds[0]),
-                "ci_high": float(bounds[1]),
-                "n_users": int(known.sum()),
-            }
-    return rows
+    mean = split.train.ratings[~np.isnan(split.train.ratings)].astype(np.float64).mean()
+    predictions = {arm: np.where(np.isnan(told), mean, told), "item mean": item_means(split.train)[split.targets]}
+    kept = ("recommender", "metric", "value", "ci_low", "ci_high", "n_users")
+    return [
+        {"candidates": None, **{name: row[name] for name in kept}}
+        for name, predicted in predictions.items()
+        for row in table_rows(name, [rating_metrics(predicted, split.ratings)], True, key)
+    ]
 
 
 def score(settings: Settings, run: Run) -> None:

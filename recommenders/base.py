@@ -55,6 +55,7 @@ class Recommender(ABC):
 
     n_users: int = 0
     n_items: int = 0
+    _popularity: NDArray[np.float32]  # (n_items,) interactions learned from
 
     # -- public -----------------------------------------------------------------------------------------------
 
@@ -67,12 +68,27 @@ class Recommender(ABC):
 
     def update(self, new: Interactions, *, key: Key | None = None) -> None:
         """Learn from further interactions. Equal to `fit` on everything so far unless the subclass says otherwise."""
-        self._require_fit()
-        for what, fitted, got in (("users", self.n_users, new.n_users), ("items", self.n_items, new.n_items)):
-            if got != fitted:
-                raise RecommenderError(f"{self.name}: update with a log of {got} {what}; expected {fitted}, as fitted")
+        self._check_sizes(new, "update")
         self._learnt(self._log.concat(new))
         self._update(new, key or Key(0))
+
+    def remember(self, new: Interactions) -> None:
+        """Read further interactions as their users' histories from now on, without learning from them.
+
+        Published protocols do so with validation items. Weights, counts and neighbours stay; a recommender to which
+        a user is what was learned, as of factors, recommends as before.
+        """
+        self._check_sizes(new, "remember")
+        popularity = self._popularity
+        self._learnt(self._log.concat(new))
+        self._popularity = popularity
+        self._remember()
+
+    def _check_sizes(self, new: Interactions, what: str) -> None:
+        self._require_fit()
+        for each, fitted, got in (("users", self.n_users, new.n_users), ("items", self.n_items, new.n_items)):
+            if got != fitted:
+                raise RecommenderError(f"{self.name}: {what} with a log of {got} {each}; expected {fitted}, as fitted")
 
     def recommend(
         self,
@@ -169,6 +185,9 @@ class Recommender(ABC):
     def _update(self, new: Interactions, key: Key) -> None:
         """Learn from `new`; `self._log` already contains it. Default: refit on everything."""
         self._fit(self._log, key)
+
+    def _remember(self) -> None:
+        """Read the histories of `self._log` anew. Default: nothing, for recommenders that read none."""
 
     def _score(self, users: LongArray) -> NDArray[Any]:
         """Scores of every item, (B, n_items); higher is better, -inf never."""

@@ -102,10 +102,13 @@ class Content(SparseSums):
             raise RecommenderError(
                 f"content: bound to {self._vectors.shape[0]} items, fitted on {log.n_items}; expected one catalogue"
             )
-        profiles = _unit_rows(user_items(log, binary=False) @ self._vectors)
         by_feature = self._vectors.T.tocsr()
-        self._rows = profiles.indptr, profiles.indices, profiles.data
         self._columns = by_feature.indptr, by_feature.indices, by_feature.data
+        self._remember()
+
+    def _remember(self) -> None:
+        profiles = _unit_rows(user_items(self._log, binary=False) @ self._vectors)
+        self._rows = profiles.indptr, profiles.indices, profiles.data
 
 
 def _idf_weighted(counts: Any) -> Any:

@@ -184,6 +184,13 @@ class MF(FactorRecommender):
         items[:, d + 1] += np.float32(mean)
         self._keep(users, items)
 
+    def predict_ratings(self, users: NDArray[Any], items: NDArray[Any]) -> NDArray[np.float32]:
+        """Expected ratings of aligned pairs, (n,), within the span of those learned from."""
+        self._require_fit()
+        rated = self._log.ratings[~np.isnan(self._log.ratings)]
+        stars = np.einsum("nd,dn->n", self._user_factors[users], self._item_factors[:, items])
+        return np.asarray(stars.clip(rated.min(), rated.max()), np.float32)
+
 
 def _one_blas_thread() -> Any:
     """A context in which BLAS uses one thread: its sums, and so the factors, do not depend on the machine's cores."""

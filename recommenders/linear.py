@@ -39,8 +39,11 @@ class EASE(Recommender):
         self.reg = reg
 
     def _fit(self, log: Interactions, key: Key) -> None:
-        self._matrix = user_items(log, binary=True)
+        self._remember()
         self._weights = self._solve()
+
+    def _remember(self) -> None:
+        self._matrix = user_items(self._log, binary=True)
 
     def _solve(self) -> NDArray[np.float32]:
         from scipy.linalg.lapack import dpotrf, dpotri

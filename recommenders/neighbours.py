@@ -56,9 +56,12 @@ class ItemKNN(SparseSums):
         self.shrinkage = shrinkage
 
     def _fit(self, log: Interactions, key: Key) -> None:
-        matrix = user_items(log, binary=True)
+        self._remember()
+        self._columns = nearest_rows(user_items(log, binary=True).T.tocsr(), self.neighbours, self.shrinkage)
+
+    def _remember(self) -> None:
+        matrix = user_items(self._log, binary=True)
         self._rows = matrix.indptr, matrix.indices, matrix.data
-        self._columns = nearest_rows(matrix.T.tocsr(), self.neighbours, self.shrinkage)
 
 
 class UserKNN(SparseSums):
@@ -130,6 +133,12 @@ class SeqKNN(SparseSums):
         users, items = log.users[order], log.items[order]
         support = self._support(users, items)
         self._columns = support.indptr, support.indices, (support.data**self.power).astype(np.float32)
+        self._remember()
+
+    def _remember(self) -> None:
+        log = self._log
+        order = np.argsort(log.users, kind="stable")
+        users, items = log.users[order], log.items[order]
         ends = np.cumsum(log.user_counts())
         back = ends[users] - 1 - np.arange(len(users))  # steps before the user's last item
         recent = back < self.history

@@ -1,15 +1,15 @@
 """Offline evaluation: rank metrics over the whole catalogue, rating errors, and how sure one may be.
 
-Everything goes through the public `recommend`, so that whatever fills a slate can be compared. The module does not know
-how a recommender works. Protocols: leave-one-out by time with the validation item in the input (the published
-one), and a global-time split (what a deployed system faces). Ranks among 100 sampled items are a task of their own,
-kept apart and labelled, never to be printed beside full ranking (Krichene and Rendle 2020).
+Everything goes through the public `recommend`, so that whatever fills a slate can be compared, and stars through
+`predict_ratings`. The module does not know how a recommender works, nor how a log was split
+(`simenv.datasets.splits`). Ranks among 100 sampled items are a task of their own, kept apart and labelled, never to be
+printed beside full ranking (Krichene and Rendle 2020).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,22 @@ from numpy.typing import NDArray
 from recommenders.base import Recommender
 from simenv.candidates import Candidates
 from simenv.datasets.base import BoolArray, FloatArray, IntArray, Interactions, LongArray
-from simenv.datasets.splits import Split
-from simenv.errors import ConfigError, DataError, MissingExtraError
+from simenv.datasets.splits import Split, contains, distinct, pair_keys
+from simenv.errors import ConfigError, DataError, MissingExtraError, RecommenderError
 from simenv.randomness import Key, Purpose, generator
 
 CUTOFFS = (1, 5, 10)
+TARGETS = ("ranking", "candidates99", "rating")
+RATING_PRIOR = 5.0  # ratings of the mean that an item's own are added to
 MISSED = np.iinfo(np.int32).max  # the rank of a target outside the slate
+
+
+@runtime_checkable
+class PredictsRatings(Protocol):
+    """A recommender that says how many stars a user gives an item."""
+
+    def predict_ratings(self, users: NDArray[Any], items: NDArray[Any]) -> FloatArray:
+        """Expected stars of aligned pairs, (n,)."""
 
 
 # -- ranks ----------------------------------------------------------------------------------------------------
@@ -50,13 +60,23 @@ def ranks(
         k: slate size; ranks beyond it are not known.
         key: of recommenders that draw.
     """
+    return _place(slates(recommender, split, filter_seen=filter_seen, k=k, key=key), split.targets)
+
+
+def slates(
+    recommender: Recommender, split: Split, *, filter_seen: bool = True, k: int = max(CUTOFFS), key: Key | None = None
+) -> IntArray:
+    """What each test user is shown of the items that the split ranks, (m, k), best first; arguments as of `ranks`."""
     k = min(k, split.train.n_items)
-    found = np.empty(len(split.users), np.int32)
+    found = np.empty((len(split.users), k), np.int32)
+    never = None if split.shown is None else ~split.shown
     for start in range(0, len(split.users), 1024):
         rows = slice(start, start + 1024)
         users = split.users[rows]
-        candidates = Candidates.of(split.train.n_items, out=seen_mask(split.train, users) if filter_seen else None)
-        found[rows] = _place(recommender.recommend(users, k, candidates, key=key).item_ids, split.targets[rows])
+        out = seen_mask(split.train, users) if filter_seen else None
+        if never is not None:
+            out = np.tile(never, (len(users), 1)) if out is None else out | never
+        found[rows] = recommender.recommend(users, k, Candidates.of(split.train.n_items, out=out), key=key).item_ids
     return found
 
 
@@ -107,6 +127,42 @@ def rank_metrics(places: IntArray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str
     return out
 
 
+def set_metrics(
+    shown: IntArray, split: Split, *, filter_seen: bool = True, cutoffs: Sequence[int] = CUTOFFS
+) -> dict[str, FloatArray]:
+    """Precision and recall at each cutoff, per user (m,), of all that is kept back of the user.
+
+    With one item kept back recall is the hit rate, and precision that over the cutoff. With `filter_seen` what the user
+    had before counts as not kept back: it cannot be shown.
+    """
+    n_items, held = split.train.n_items, split.held
+    wanted = distinct(pair_keys(held.users, held.items, n_items))
+    if filter_seen:
+        wanted = wanted[~contains(distinct(pair_keys(split.train.users, split.train.items, n_items)), wanted)]
+    of_user = np.bincount(wanted // n_items, minlength=split.train.n_users)[split.users]
+    hit = (shown >= 0) & contains(wanted, pair_keys(split.users[:, None], shown.clip(min=0), n_items))
+    out: dict[str, FloatArray] = {}
+    for cutoff in cutoffs:
+        hits = hit[:, :cutoff].sum(axis=1)
+        out[f"precision@{cutoff}"] = (hits / cutoff).astype(np.float32)
+        out[f"recall@{cutoff}"] = (hits / np.maximum(of_user, 1)).astype(np.float32)
+    return out
+
+
+def item_means(log: Interactions) -> NDArray[np.float64]:
+    """Each item's mean rating, (n_items,), drawn to the mean of all by `RATING_PRIOR` ratings: the floor of any other.
+
+    Raises:
+        DataError: there is no rating.
+    """
+    rated = ~np.isnan(log.ratings)
+    if not rated.any():
+        raise DataError("rating errors: no interaction to learn from has a rating; expected some")
+    items, ratings = log.items[rated], log.ratings[rated].astype(np.float64)
+    total = np.bincount(items, weights=ratings, minlength=log.n_items)
+    return (total + RATING_PRIOR * ratings.mean()) / (np.bincount(items, minlength=log.n_items) + RATING_PRIOR)
+
+
 def rating_errors(predicted: NDArray[Any], true: NDArray[Any]) -> dict[str, float]:
     """Root mean squared and mean absolute error over the pairs with a true rating."""
     rated = ~np.isnan(true)
@@ -142,19 +198,98 @@ def bootstrap_interval(
     values: NDArray[Any], *, key: Key | None = None, level: float = 0.95, resamples: int = 2_000
 ) -> tuple[float, float]:
     """Percentile interval of the mean over users."""
-    means = _resampled_means(np.asarray(values, np.float64), key, resamples)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    ((low, high),) = bootstrap_intervals([values], key=key, level=level, resamples=resamples)
+    return low, high
 
 
-def _resampled_means(values: NDArray[np.float64], key: Key | None, resamples: int) -> NDArray[np.float64]:
+def bootstrap_intervals(
+    columns: Sequence[NDArray[Any]], *, key: Key | None = None, level: float = 0.95, resamples: int = 2_000
+) -> list[tuple[float, float]]:
+    """`bootstrap_interval` of several metrics of the same users, whose resamples are drawn once."""
     rng = generator(key or Key(0), Purpose.PAIRS)
-    n = len(values)
-    counts = (rng.multinomial(n, np.full(n, 1 / n)) for _ in range(resamples))
-    return np.array([count @ values / n for count in counts])
+    values, n = [np.asarray(column, np.float64) for column in columns], len(columns[0])
+    drawn = (rng.multinomial(n, np.full(n, 1 / n)) for _ in range(resamples))
+    means = np.array([[counts @ column / n for column in values] for counts in drawn])
+    bounds = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [(float(low), float(high)) for low, high in bounds.T]
 
 
 # -- a table --------------------------------------------------------------------------------------------------
+
+
+def measured(
+    recommender: Recommender, split: Split, target: str, filter_seen: bool, key: Key
+) -> dict[str, NDArray[np.float64]]:
+    """Every metric of a target, per test user, of a fitted recommender.
+
+    Args:
+        recommender: fitted on `split.train`.
+        split: what to test.
+        target: ``ranking``: HR, NDCG and MRR of the target, precision and recall of all that is kept back;
+            ``candidates99``: HR, NDCG and MRR of the target among itself and 99 items the user never had; ``rating``:
+            squared and absolute error of the target's stars, over the users who gave some, as ``rmse`` and ``mae``.
+        filter_seen: of ``ranking``.
+        key: of what is drawn.
+
+    Raises:
+        RecommenderError: it predicts no stars, where they are asked for.
+    """
+    if target == "rating":
+        if not isinstance(recommender, PredictsRatings):
+            raise RecommenderError(f"{recommender.name}: predicts no ratings; expected one that does, such as mf")
+        return rating_metrics(recommender.predict_ratings(split.users, split.targets), split.ratings)
+    if target == "candidates99":
+        places = sampled_ranks(recommender, split, key=key)
+        return {name: values.astype(np.float64) for name, values in rank_metrics(places).items()}
+    shown = slates(recommender, split, filter_seen=filter_seen, key=key)
+    found = rank_metrics(_place(shown, split.targets)) | set_metrics(shown, split, filter_seen=filter_seen)
+    return {name: values.astype(np.float64) for name, values in found.items()}
+
+
+def rating_metrics(predicted: NDArray[Any], true: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Squared errors as ``rmse`` and absolute ones as ``mae``, of the pairs with a true rating."""
+    rated = ~np.isnan(true)
+    if not rated.any():
+        raise DataError("rating errors: no pair has a true rating; expected at least one")
+    error = np.asarray(predicted, np.float64)[rated] - np.asarray(true, np.float64)[rated]
+    return {"rmse": error**2, "mae": np.abs(error)}
+
+
+def table_rows(
+    name: str, by_seed: Sequence[Mapping[str, NDArray[np.float64]]], filter_seen: bool, key: Key | None = None
+) -> list[dict[str, Any]]:
+    """The rows of `tables/leaderboard.csv` of one recommender and one setting of the filter, see `leaderboard`.
+
+    Args:
+        name: of the recommender.
+        by_seed: what `measured` found, for each seed; a user's metric is averaged over them before users are resampled.
+        filter_seen: which setting it was.
+        key: of the resampling.
+    """
+    means = {metric: np.mean([found[metric] for found in by_seed], axis=0) for metric in by_seed[0]}
+    bounds = bootstrap_intervals(list(means.values()), key=key)
+    rows = []
+    for (metric, mean), (low, high) in zip(means.items(), bounds, strict=True):
+        single = [float(found[metric].mean()) for found in by_seed]
+        shown = [float(mean.mean()), low, high, min(single), max(single)]
+        if metric == "rmse":
+            shown = [float(np.sqrt(value)) for value in shown]
+        value, low, high, lowest, highest = shown
+        rows.append(
+            {
+                "recommender": name,
+                "filter_seen": filter_seen,
+                "metric": metric,
+                "value": value,
+                "ci_low": low,
+                "ci_high": high,
+                "n_users": len(mean),
+                "n_seeds": len(by_seed),
+                "seed_low": lowest,
+                "seed_high": highest,
+            }
+        )
+    return rows
 
 
 def leaderboard(
@@ -163,6 +298,7 @@ def leaderboard(
     *,
     keys: Sequence[Key] = (Key(0),),
     filters: Sequence[bool] = (True, False),
+    target: str = "ranking",
     after_fit: Callable[[str, Recommender], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Fit every recommender once per key on the split and score it, with and without the seen-item filter.
@@ -171,7 +307,8 @@ def leaderboard(
         recommenders: name -> a factory of a fresh, bound recommender.
         split: the same for all.
         keys: seeds; a user's metric is averaged over them before users are resampled.
-        filters: which settings of the seen-item filter to report.
+        filters: which settings of the seen-item filter to report; other targets than ``ranking`` have one.
+        target: see `measured`.
         after_fit: called with name and fitted recommender, e.g. to save it.
 
     Returns:
@@ -181,32 +318,14 @@ def leaderboard(
     """
     rows: list[dict[str, Any]] = []
     for name, make in recommenders.items():
-        found: dict[tuple[bool, str], list[NDArray[np.float64]]] = {}
+        found: dict[bool, list[dict[str, NDArray[np.float64]]]] = {}
         for key in keys:
             recommender = make()
             recommender.fit(split.train, key=key)
             if after_fit is not None:
                 after_fit(name, recommender)
-            for filter_seen in filters:
-                places = ranks(recommender, split, filter_seen=filter_seen, key=key)
-                for metric, values in rank_metrics(places).items():
-                    found.setdefault((filter_seen, metric), []).append(values.astype(np.float64))
-        for (filter_seen, metric), by_seed in found.items():
-            mean = np.mean(by_seed, axis=0)
-            low, high = bootstrap_interval(mean)
-            single = [float(values.mean()) for values in by_seed]
-            rows.append(
-                {
-                    "recommender": name,
-                    "filter_seen": filter_seen,
-                    "metric": metric,
-                    "value": float(mean.mean()),
-                    "ci_low": low,
-                    "ci_high": high,
-                    "n_users": len(split.users),
-                    "n_seeds": len(keys),
-                    "seed_low": min(single),
-                    "seed_high": max(single),
-                }
-            )
+            for filter_seen in filters if target == "ranking" else (True,):
+                found.setdefault(filter_seen, []).append(measured(recommender, split, target, filter_seen, key))
+        for filter_seen, by_seed in found.items():
+            rows += table_rows(name, by_seed, filter_seen)
     return rows

@@ -247,6 +247,9 @@ class GenerativeRecommender(Recommender):
         self.trie = Trie.build(self.index.codes, self.device)
         self._reindexed()
 
+    def _remember(self) -> None:
+        self.histories = Histories.from_log(self._log)
+
     # -- recommending -----------------------------------------------------------------------------------------
 
     @property

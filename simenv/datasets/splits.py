@@ -6,6 +6,8 @@ module does not know who learns or who is judged.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +15,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from simenv.datasets.base import BoolArray, Dataset, IntArray, Interactions, LongArray
+from simenv.datasets.base import BoolArray, Dataset, FloatArray, IntArray, Interactions, LongArray
 from simenv.errors import ConfigError, DataError
 from simenv.numeric import places_in_groups
 
@@ -100,12 +102,23 @@ def hold_out(dataset: Dataset, share: float) -> Dataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """What may be learned from, and one later item per test user."""
+    """What may be learned from, and of each test user what is kept back: one target, and all of it."""
 
     name: str
     train: Interactions
     users: LongArray  # (m,)
-    targets: IntArray  # (m,)
+    targets: IntArray  # (m,), the first of what is kept back
+    ratings: FloatArray  # (m,) of the targets, NaN where there is none
+    held: Interactions  # all that is kept back of these users, the targets among it
+    shown: BoolArray | None = None  # (n_items,), what is ranked; None = the whole catalogue
+
+    def digest(self) -> str:
+        """A fingerprint of what is learned from and what is asked, to tell whether two tables had the same split."""
+        content = hashlib.sha256(self.name.encode())
+        parts = (self.train.users, self.train.items, self.train.ratings, self.users, self.targets, self.held.items)
+        for array in parts:
+            content.update(np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()[:12]
 
 
 def leave_one_out(log: Interactions, *, minimum: int = 3, repeats: bool = True) -> Split:
@@ -125,7 +138,7 @@ def leave_one_out(log: Interactions, *, minimum: int = 3, repeats: bool = True) 
         raise DataError(f"leave-one-out: no user has {minimum} interactions; expected at least one")
     keep = np.ones(len(log), np.bool_)
     keep[last] = False
-    return _split("leave-one-out", log.take(keep), log.take(last), repeats)
+    return _split("leave-one-out", log.take(keep), log.take(last), repeats=repeats)
 
 
 def global_time_split(log: Interactions, *, share: float = 0.1, repeats: bool = True) -> Split:
@@ -138,22 +151,79 @@ def global_time_split(log: Interactions, *, share: float = 0.1, repeats: bool = 
     cut = np.sort(log.times, kind="stable")[int(np.floor(len(log) * (1 - share)))]
     past = log.times < cut
     train, future = log.take(past), log.take(~past)
-    order = np.lexsort((future.times, future.users))
-    _, first = np.unique(future.users[order], return_index=True)
-    known = train.user_counts() > 0
-    first = order[first][known[future.users[order[first]]]]
-    if len(train) == 0 or len(first) == 0:
+    future = future.take((train.user_counts() > 0)[future.users])
+    if len(train) == 0 or len(future) == 0:
         raise DataError(f"global-time split at {cut}: no user has interactions on both sides; expected at least one")
-    return _split("global-time", train, future.take(first), repeats)
+    return _split("global-time", train, future, repeats=repeats)
 
 
-def _split(name: str, train: Interactions, last: Interactions, repeats: bool) -> Split:
+def cold_items(log: Interactions, *, share: float = 0.1, seed: int = 0) -> Split:
+    """A seeded `share` of the items that occur is unknown: nobody's interactions with them are learned from.
+
+    The target is each user's first interaction with one of them, for users who have others; ranked are these items
+    alone, since nothing that counts would put one of them before an item it has seen.
+    """
+    known = np.flatnonzero(log.item_counts())
+    cold = np.zeros(log.n_items, np.bool_)
+    cold[_some(known, share, seed)] = True
+    late = cold[log.items]
+    train, held = log.take(~late), log.take(late)
+    held = held.take((train.user_counts() > 0)[held.users])
+    if len(held) == 0:
+        raise DataError(f"cold items: nobody has one of {cold.sum()} items and others too; expected a larger log")
+    return replace(_split("cold-items", train, held), shown=cold)
+
+
+def cold_users(log: Interactions, *, share: float = 0.1, known: int = 1, seed: int = 0) -> Split:
+    """Of a seeded `share` of the users, with more than `known` interactions, only the first `known` are known.
+
+    The target is the next one.
+    """
+    counts = log.user_counts()
+    some = np.zeros(log.n_users, np.bool_)
+    some[_some(np.flatnonzero(counts > known), share, seed)] = True
+    late = some[log.users] & (places_in_groups(log.users, log.times) >= known)
+    return _split("cold-users", log.take(~late), log.take(late))
+
+
+def _some(rows: LongArray, share: float, seed: int) -> LongArray:
+    """A seeded share of these rows, at least one."""
+    if not 0 < share < 1:
+        raise ConfigError(f"share={share}: expected a share in (0, 1)")
+    if len(rows) < 2:
+        raise DataError(f"split: {len(rows)} rows to draw from; expected at least two")
+    n = max(1, round(share * len(rows)))
+    return np.sort(np.random.default_rng([seed, 0xC01D]).choice(rows, n, replace=False))
+
+
+def _split(name: str, train: Interactions, held: Interactions, *, repeats: bool = True) -> Split:
+    """A split whose targets are the first of each user's interactions in `held`."""
     if not repeats:
         fresh = ~np.isin(
-            pair_keys(last.users, last.items, last.n_items), pair_keys(train.users, train.items, train.n_items)
+            pair_keys(held.users, held.items, held.n_items), pair_keys(train.users, train.items, train.n_items)
         )
-        last = last.take(fresh)
-    return Split(name=name, train=train, users=last.users.astype(np.int64), targets=last.items)
+        held = held.take(fresh)
+    order = np.lexsort((held.times, held.users))
+    users, first = np.unique(held.users[order], return_index=True)
+    first = order[first]
+    return Split(
+        name=name,
+        train=train,
+        users=users.astype(np.int64),
+        targets=held.items[first],
+        ratings=held.ratings[first],
+        held=held,
+    )
+
+
+SPLITS: Mapping[str, Callable[[Interactions], Split]] = {
+    "last": leave_one_out,
+    "time": global_time_split,
+    "cold_items": cold_items,
+    "cold_users": cold_users,
+    "leave_one_out": leave_one_out,  # as runs of before have it
+    "global_time": global_time_split,
+}
 
 
 # -- unseen items -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from experiments import leaderboard
 from experiments.running.course import run_experiment
 from experiments.running.design import CONF
 from recommenders.linear import EASE
-from simenv.errors import ConfigError
+from simenv.errors import ConfigError, RecommenderError
 
 
 def settings(folder: Path, *overrides: str) -> dict[str, Any]:
@@ -79,11 +79,11 @@ def test_a_table_begun_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest
     judged: list[str] = []
     original = leaderboard._judge
 
-    def stop_at_ease(arm: str, *rest: Any, **options: Any) -> Any:
+    def stop_at_ease(arm: str, *rest: Any) -> Any:
         judged.append(arm)
         if arm == "ease" and judged.count("ease") == 1:
             raise KeyboardInterrupt
-        return original(arm, *rest, **options)
+        return original(arm, *rest)
 
     monkeypatch.setattr(leaderboard, "_judge", stop_at_ease)
     with pytest.raises(KeyboardInterrupt):
@@ -95,10 +95,23 @@ def test_a_table_begun_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_splits_differ_and_bad_ones_are_named(folder: Path, tmp_path: Path) -> None:
-    other = run_experiment(settings(tmp_path / "time", "arms=[popularity]", "split=global_time"))
+    other = run_experiment(settings(tmp_path / "time", "arms=[popularity]", "split=time"))
     table = pl.read_csv(other / "tables" / "leaderboard.csv")
     assert table["n_users"][0] != pl.read_csv(folder / "tables" / "leaderboard.csv")["n_users"][0]
-    with pytest.raises(ConfigError, match="split=random: expected one of leave_one_out, global_time"):
+    with pytest.raises(ConfigError, match=r"split='?random'?.*expected .*last.*time.*cold_items"):
         run_experiment(settings(tmp_path / "x", "split=random"))
     with pytest.raises(ConfigError, match="oracle cannot be judged offline"):
         run_experiment(settings(tmp_path / "x", "arms=[oracle]"))
+
+
+def test_stars_are_a_target(tmp_path: Path) -> None:
+    folder = run_experiment(settings(tmp_path / "stars", "arms=[mf]", "target=rating"))
+    values = {(row["recommender"], row["metric"]): row for row in _table(folder)}
+    assert set(values) == {(name, metric) for name in ("mf", "item mean") for metric in ("rmse", "mae")}
+    for (_, metric), row in values.items():
+        assert row["ci_low"] < row["value"] < row["ci_high"], metric
+    assert values["mf", "mae"]["value"] <= values["mf", "rmse"]["value"]
+    card = json.loads((folder / "run_card.json").read_text())
+    assert (card["target"], card["split"], len(card["split_digest"])) == ("rating", "leave-one-out", 12)
+    with pytest.raises(RecommenderError, match="popularity: predicts no ratings; expected"):
+        run_experiment(settings(tmp_path / "no", "arms=[popularity]", "target=rating"))

@@ -1,12 +1,19 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recommenders.base import Recommender, top_k, user_items
+from recommenders.factors import ALS
+from recommenders.linear import EASE
+from recommenders.neighbours import ItemKNN, SeqKNN
+from recommenders.popularity import Popularity
 from recommenders.rerank import Calibrated
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
 from simenv.candidates import Candidates
+from simenv.datasets.base import Interactions
 from simenv.errors import RecommenderError
 from simenv.slates import Slates
 
@@ -150,6 +157,22 @@ def test_neither_score_nor_recommend_is_an_error():
     recommender.fit(small_log(), key=KEY)
     with pytest.raises(RecommenderError, match="defines neither"):
         recommender.recommend(np.arange(2), 3, key=KEY)
+
+
+@pytest.mark.parametrize("make", [ItemKNN, SeqKNN, EASE, ALS, Popularity])
+def test_what_is_remembered_is_read_and_not_learned(make):
+    log = small_log()
+    new = log.take(log.users == 3).take(slice(0, 2))
+    new = replace(new, users=np.full(2, 5, np.int32), times=np.array([1000, 1001]))
+    recommender = make()
+    recommender.fit(log, key=KEY)
+    before = recommender.scores(np.arange(40))
+    recommender.remember(new)
+    after = recommender.scores(np.arange(40))
+    changed = (before != after).any(axis=1)
+    assert changed.tolist() == [user == 5 and make in (ItemKNN, SeqKNN, EASE) for user in range(40)]
+    with pytest.raises(RecommenderError, match="remember with a log of 9 items; expected 60, as fitted"):
+        recommender.remember(Interactions.empty(40, 9))
 
 
 def test_user_items_counts_or_marks():

@@ -1,5 +1,7 @@
 """Splits hold out the right thing, metrics have their textbook values, intervals cover what they should."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,16 +11,20 @@ from recommenders.base import Recommender
 from recommenders.evaluation.offline import (
     MISSED,
     bootstrap_interval,
+    item_means,
     leaderboard,
+    measured,
     rank_metrics,
     ranks,
     rating_errors,
     sampled_ranks,
     seen_mask,
+    slates,
     text_overlap,
 )
+from simenv.datasets import synthetic
 from simenv.datasets.base import Interactions
-from simenv.datasets.splits import leave_one_out
+from simenv.datasets.splits import cold_items, global_time_split, leave_one_out
 from simenv.errors import ConfigError, DataError
 from simenv.randomness import Key
 
@@ -66,6 +72,37 @@ def test_ranks_with_and_without_the_filter():
     assert ranks(recommender, split, filter_seen=False).tolist() == [2, 0]
     assert ranks(recommender, split).tolist() == [0, 0]
     assert ranks(recommender, split, filter_seen=False, k=2).tolist() == [MISSED, 0]
+
+
+def test_precision_and_recall_count_all_that_is_kept_back():
+    log = log_of([(0, 0, 0), (0, 1, 11), (0, 2, 12), (0, 0, 13), (1, 3, 1), (1, 1, 2), (1, 0, 14)], n_items=12)
+    split = global_time_split(log, share=0.5)
+    recommender = Fixed(np.arange(12)[::-1])  # order 0, 1, 2, ...
+    recommender.fit(split.train)
+    found = measured(recommender, split, "ranking", True, Key(0))
+    assert found["recall@1"].tolist() == [0.5, 1.0]  # of items 1 and 2, which user 0 had not before; of item 0
+    assert found["precision@5"].tolist() == pytest.approx([0.4, 0.2])
+    assert found["recall@5"].tolist() == [1.0, 1.0]
+    seen_kept = measured(recommender, split, "ranking", False, Key(0))
+    assert seen_kept["recall@1"].tolist() == pytest.approx([1 / 3, 1.0])
+
+
+def test_of_cold_items_only_these_are_ranked():
+    dataset = synthetic(n_users=60, n_items=80, seed=0)
+    split = cold_items(dataset.interactions, share=0.4)
+    recommender = Fixed(np.arange(80))
+    recommender.fit(split.train)
+    shown = slates(recommender, split)
+    np.testing.assert_array_equal(shown, np.tile(np.flatnonzero(split.shown)[::-1][:10], (len(split.users), 1)))
+    assert ranks(recommender, split).min() >= 0
+
+
+def test_item_means_are_drawn_to_the_mean_of_all():
+    log = replace(LOG, ratings=np.array([5, 1, 3, 3, 1, np.nan, 3, 5], np.float32))
+    mean = np.nanmean(log.ratings)
+    np.testing.assert_allclose(item_means(log), [(5 + 5 * mean) / 6, (2 + 5 * mean) / 7, mean, (8 + 5 * mean) / 7])
+    with pytest.raises(DataError, match="no interaction to learn from has a rating"):
+        item_means(LOG)
 
 
 def test_ties_go_to_the_smaller_item():
@@ -139,7 +176,7 @@ def test_leaderboard_rows():
     assert {tuple(row) for row in rows} == {tuple(columns.split())}
     assert all(row["n_seeds"] == 1 and row["seed_low"] == row["value"] == row["seed_high"] for row in rows)
     value = {(row["recommender"], row["filter_seen"], row["metric"]): row["value"] for row in rows}
-    assert len(value) == len(rows) == 2 * 2 * 9
+    assert len(value) == len(rows) == 2 * 2 * (9 + 6)  # rank metrics, precision and recall
     assert value["good", False, "hr@5"] == 1.0
     assert value["good", False, "mrr@10"] == 0.75  # ranks 1 and 0
     assert value["bad", False, "hr@1"] == 0.0

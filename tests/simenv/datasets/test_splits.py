@@ -11,6 +11,8 @@ from simenv.datasets import Dataset, synthetic
 from simenv.datasets.base import Interactions
 from simenv.datasets.raw import numbered_items
 from simenv.datasets.splits import (
+    cold_items,
+    cold_users,
     global_time_split,
     hold_out,
     last_share,
@@ -160,6 +162,31 @@ def test_global_time_split_learns_nothing_from_after_the_cut():
     assert split.train.times.max() < 5
     assert split.users.tolist() == [2]
     assert split.targets.tolist() == [3]
+
+
+def test_cold_items_are_unknown_and_ranked_among_themselves():
+    log = synthetic(n_users=60, n_items=40, seed=0).interactions
+    split = cold_items(log, share=0.2)
+    assert split.shown is not None
+    assert split.shown.sum() == 8
+    assert not split.shown[split.train.items].any()
+    assert split.shown[split.held.items].all()
+    assert len(split.train) + len(split.held) == len(log)
+    assert split.digest() == cold_items(log, share=0.2).digest() != cold_items(log, share=0.2, seed=1).digest()
+    first = dict(zip(split.held.users[::-1], split.held.items[::-1], strict=True))
+    assert split.targets.tolist() == [first[user] for user in split.users]
+
+
+def test_of_cold_users_the_first_interactions_are_known():
+    log = synthetic(n_users=60, n_items=40, seed=0).interactions
+    split = cold_users(log, share=0.2, known=2)
+    assert len(split.users) == round(0.2 * (log.user_counts() > 2).sum())
+    assert (split.train.user_counts()[split.users] == 2).all()
+    others = np.setdiff1d(np.arange(60), split.users)
+    np.testing.assert_array_equal(split.train.user_counts()[others], log.user_counts()[others])
+    user = split.users[0]
+    own = np.lexsort((log.times, log.users))[np.flatnonzero(np.sort(log.users) == user)]
+    assert split.targets[0] == log.items[own[2]]
 
 
 def test_splits_without_test_users_are_an_error():
