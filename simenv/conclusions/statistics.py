@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from simenv.errors import ConfigError, DataError
 from simenv.numeric import DoubleArray
@@ -344,13 +344,14 @@ def _tail(flipped: DoubleArray, observed: DoubleArray, n: int) -> DoubleArray:
     return np.asarray(count / len(flipped) if n <= EXACT_SEEDS else (count + 1) / (len(flipped) + 1))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _standardised_mde(n: int, alpha: float, power: float) -> float:
     if not 0 < alpha < power < 1:
         raise ConfigError(f"alpha={alpha}, power={power}: expected 0 < alpha < power < 1")
     df = n - 1
     critical = float(stats.t.ppf(1 - alpha / 2, df))
-    shift = optimize.brentq(lambda c: stats.nct.sf(critical, df, c) - power, 0.0, 3 * critical + 10, xtol=1e-10)
+    missed = 1 - power
+    shift = optimize.brentq(lambda c: special.nctdtr(df, c, critical) - missed, 0.0, 3 * critical + 10, xtol=1e-10)
     return float(shift / np.sqrt(n))
 
 

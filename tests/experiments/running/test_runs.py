@@ -166,22 +166,36 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run by the command line, and what it printed."""
+    folder = tmp_path_factory.mktemp("commanded") / "run"
+    done = command(*SMOKE, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout.splitlines()
+
+
 class TestCommandLine:
-    def test_a_whole_run_and_a_finished_resume(self, tmp_path: Path) -> None:
-        done = command(*SMOKE, f"hydra.run.dir={tmp_path}/run")
-        assert done.returncode == 0, done.stderr
+    def test_a_whole_run_and_a_finished_resume(
+        self,
+        commanded: tuple[Path, list[str]],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        folder, printed = commanded
         expected = {"config.yaml", "run_card.json", "metrics.csv", "items.parquet", "users.parquet", "claims.json"}
-        names = {path.name for path in (tmp_path / "run").iterdir()}
-        assert done.stdout.splitlines()[-2:] == [f"{tmp_path}/run", (tmp_path / "run" / "report.html").as_uri()]
-        assert json.loads((tmp_path / "run" / "run_card.json").read_text())["command"].startswith("python run.py +exp")
-        assert expected | {"events", "figures", "report.html", "checkpoint"} <= names
-        before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-        again = command(*SMOKE, f"resume={tmp_path}/run")
-        assert again.returncode == 0, again.stderr
-        assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
-        other = command(*SMOKE, "rounds=3", f"resume={tmp_path}/run")
-        assert (other.returncode, other.stderr.count("\n")) == (2, 1)
-        assert "differs in rounds" in other.stderr
+        assert printed[-2:] == [f"{folder}", (folder / "report.html").as_uri()]
+        assert json.loads((folder / "run_card.json").read_text())["command"].startswith("python run.py +exp")
+        assert expected | {"events", "figures", "report.html", "checkpoint"} <= {path.name for path in folder.iterdir()}
+        before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+        monkeypatch.setattr(sys, "argv", ["run.py"])
+        assert command_line.main([*SMOKE, f"resume={folder}"]) == 0
+        assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+        capsys.readouterr()
+        assert command_line.main([*SMOKE, "rounds=3", f"resume={folder}"]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert "differs in rounds" in told
 
     @pytest.mark.slow  # by default test_llm_runs kills a run, and test_damage stops a sweep by Ctrl-C
     def test_an_interrupted_run_goes_on_to_the_same_bytes(self, whole: Path, tmp_path: Path) -> None:
@@ -290,13 +304,12 @@ class TestCompare:
         mine = result.events.filter(pl.col("arm") == "mine", pl.col("round") == 0)["item"].head(4).to_list()
         assert len(mine) == 4
 
-    def test_same_as_the_command_line(self, tmp_path: Path) -> None:
-        done = command(*SMOKE, "references=[random]", f"hydra.run.dir={tmp_path}/run")
-        assert done.returncode == 0, done.stderr
+    def test_same_as_the_command_line(self, commanded: tuple[Path, list[str]]) -> None:
+        references = ["none", "random", "oracle"]
         result = compare(
-            ["popularity", "als"], modes=["loop", "frozen"], references=["random"], rounds=4, n_users=30, n_items=60
+            ["popularity", "als"], modes=["loop", "frozen"], references=references, rounds=4, n_users=30, n_items=60
         )
-        told = pl.read_csv(tmp_path / "run" / "metrics.csv")
+        told = pl.read_csv(commanded[0] / "metrics.csv")
         assert result.metrics.sort(pl.all()).equals(told.sort(pl.all()), null_equal=True)
 
     def test_bad_options(self) -> None:
