@@ -80,6 +80,12 @@ class Wrapper(Recommender):
         return self.base.scores(users)
 
 
+def _own(value: float | NDArray[Any], users: LongArray) -> NDArray[np.float64]:
+    """An option of these users, (B,): one number for everybody, or (n_users,)."""
+    values = np.asarray(value, np.float64)
+    return values[users] if values.ndim else np.full(len(users), values)
+
+
 class PopularityPenalty(Wrapper):
     """Re-ranks the whole catalogue by the base's score minus a penalty on popularity.
 
@@ -98,7 +104,7 @@ class PopularityPenalty(Wrapper):
     def __init__(self, base: Recommender, *, strength: float = 0.5) -> None:
         super().__init__(base)
         check_options(self.name, strength=strength)
-        self.strength = strength
+        self.strength: float | NDArray[Any] = strength  # an array: of each user, (n_users,)
 
     def _score(self, users: LongArray) -> NDArray[Any]:
         scores = self.base.scores(users).astype(np.float64)
@@ -106,7 +112,7 @@ class PopularityPenalty(Wrapper):
         spread = scores.std(axis=1, keepdims=True)
         scores /= np.where(spread > 0, spread, 1.0)
         smoothed = self._popularity.astype(np.float64) + 0.5
-        return np.asarray(scores - self.strength * np.log(smoothed / smoothed.sum()))
+        return np.asarray(scores - _own(self.strength, users)[:, None] * np.log(smoothed / smoothed.sum()))
 
 
 class EpsilonGreedy(Wrapper):
@@ -133,7 +139,7 @@ class EpsilonGreedy(Wrapper):
     def __init__(self, base: Recommender, *, epsilon: float = 0.1) -> None:
         super().__init__(base)
         check_options(self.name, high=1, epsilon=epsilon)
-        self.epsilon = epsilon
+        self.epsilon: float | NDArray[Any] = epsilon  # an array: of each user, (n_users,)
 
     def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         greedy = self.base.recommend(users, k, candidates, key=key)
@@ -142,10 +148,11 @@ class EpsilonGreedy(Wrapper):
                 f"{self.name}: base '{self.base.name}' draws its slates; expected a deterministic one"
             )
         drawn, n_candidates = random_slates(users, k, candidates, key)
-        explores = uniforms(key, Purpose.EXPLORE, users[:, None], np.arange(k)) < self.epsilon
+        epsilon = _own(self.epsilon, users)
+        explores = uniforms(key, Purpose.EXPLORE, users[:, None], np.arange(k)) < epsilon[:, None]
         items = np.full((len(users), k), -1, np.int32)
         propensity = np.ones((len(users), k))
-        _explore(greedy.item_ids, drawn, explores, n_candidates, self.epsilon, items, propensity)
+        _explore(greedy.item_ids, drawn, explores, n_candidates, epsilon, items, propensity)
         return Slates(item_ids=items, propensity=propensity)
 
 
@@ -172,7 +179,8 @@ class Calibrated(Wrapper):
         super().__init__(base)
         check_options(self.name, high=1, strength=strength)
         check_options(self.name, low=1, whole=True, candidates=candidates)
-        self.strength, self.candidates = strength, candidates
+        self.strength: float | NDArray[Any] = strength  # an array: of each user, (n_users,)
+        self.candidates = candidates
         self._weights: NDArray[np.float32] | None = None  # (n_items, n_genres)
 
     def bind_dataset(self, dataset: Dataset) -> None:
@@ -206,13 +214,14 @@ class Calibrated(Wrapper):
         for rows, scores in self._score_batches(users, key):
             best = self._best(scores, n, candidates.rows(rows), users[rows], key)
             value = np.take_along_axis(scores, np.maximum(best, 0), axis=1).astype(np.float64)
-            _calibrate(best, value, self._weights, self._wanted[users[rows]], self.strength, items[rows])
+            strength = _own(self.strength, users[rows])
+            _calibrate(best, value, self._weights, self._wanted[users[rows]], strength, items[rows])
         return Slates(item_ids=items)
 
 
 @nb.njit(cache=True, nogil=True)
 def _calibrate(
-    candidates: Any, scores: Any, weights: Any, wanted: Any, strength: float, out: Any
+    candidates: Any, scores: Any, weights: Any, wanted: Any, strength: Any, out: Any
 ) -> None:  # pragma: no cover - compiled
     n_genres = weights.shape[1]
     for row in range(len(candidates)):
@@ -240,7 +249,7 @@ def _calibrate(
                     if p[g] > 0.0:
                         q = (mass[g] + weights[item, g]) / total if total > 0.0 else 0.0
                         divergence += p[g] * np.log(p[g] / (0.99 * q + 0.01 * p[g]))
-                value = (1.0 - strength) * (scores[row, c] - low) / spread - strength * divergence
+                value = (1.0 - strength[row]) * (scores[row, c] - low) / spread - strength[row] * divergence
                 if value > best_value:
                     best, best_value = c, value
             taken[best] = True
@@ -264,7 +273,7 @@ def _explore(
             if best < 0:
                 propensity[row, rank] = uniform
             else:
-                propensity[row, rank] = epsilon * uniform + (1.0 - epsilon) * (items[row, rank] == best)
+                propensity[row, rank] = epsilon[row] * uniform + (1.0 - epsilon[row]) * (items[row, rank] == best)
 
 
 @nb.njit(cache=True, nogil=True)

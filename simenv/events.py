@@ -7,6 +7,7 @@ metric. pyarrow and polars load when first used.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 ROWS_PER_FILE = 2_000_000
+_WRITTEN = re.compile(r"seed-?\d+\..+\.\d{6,}\.parquet")
 _FEW_VALUES = ["seed", "arm", "mode", "round", "page", "item", "rank", "propensity", "rating", "popularity0_pct"]
 
 
@@ -197,6 +199,15 @@ def event_files(folder: Path, stem: str | None = None, suffixes: tuple[str, ...]
         if path.suffix in suffixes and (stem is None or (start == stem and number.isdigit())):
             found.append(path)
     return found
+
+
+def strange_event_file(run: Path) -> Path | None:
+    """The first Parquet file below a run's ``events`` that no `EventWriter` can have written: a copy, a backup."""
+    folder = Path(run) / "events"
+    for path in sorted(folder.rglob("*.parquet")):
+        if path.parent != folder or not _WRITTEN.fullmatch(path.name):
+            return path
+    return None
 
 
 def scan_events(run: Path) -> pl.LazyFrame:

@@ -117,7 +117,10 @@ class LLMUser(UserModel):
     ) -> None:
         if not isinstance(language_model, LanguageModel):
             found = type(language_model).__name__
-            raise ConfigError(f"agent=llm: the language model is {found}; expected llm=openai, transformers or replay")
+            raise ConfigError(
+                f"agent={self.name}: the language model is {found}; expected llm=smollm2, openai, transformers or "
+                "replay, in Python the option language_model of agent (of agent.sample under mixed)"
+            )
         given = record(LLMOptions(), options, self.name)
         self.language_model = language_model
         self.embedded = embedded or ChoiceModel()

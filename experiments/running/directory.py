@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.running.design import Design, Job, World, design_from
 from simenv.errors import RunDirectoryError
+from simenv.events import strange_event_file
 from simenv.files import COMPLETE, check_finished, checksums, damaged, read_sealed, write_sealed, write_whole
 from simenv.metrics import frame
 
@@ -77,6 +78,8 @@ class RunDirectory:
             raise RunDirectoryError(f"resume={self.path}: has no config.yaml; expected a run directory")
         elif self.path.is_dir() and self._strangers():
             raise RunDirectoryError(f"{self.path}: is not empty; expected a new folder for the run")
+        if (strange := strange_event_file(self.path)) is not None:
+            raise RunDirectoryError(f"{strange}: not of this run; expected the files that it wrote alone: move it away")
         self.checkpoint.mkdir(parents=True, exist_ok=True)
         if not stored.is_file():
             write_whole(stored, text)

@@ -35,14 +35,16 @@ _METRICS = {metric.name: metric for metric in METRICS}
 class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """One step is one round: every active user's session under the knobs chosen, then retraining on the clicks.
 
-    Action: ``Box(0, 1, (3,))``. ``exploration`` is the share of slots filled at random; ``popularity_penalty``, times
-    `max_penalty`, the standard deviations of score that a unit of log popularity costs; ``calibration`` the weight of
-    matching each user's genres in the slate. All zeros serve the base recommender's own slates.
+    Action: ``Box(0, 1, (3,))``, or with `per_group` ``Box(0, 1, (groups, 3))``, knobs for each group of the user
+    attribute `group` in the order of `groups`; users of no group are served as under zeros. ``exploration`` is the
+    share of slots filled at random; ``popularity_penalty``, times `max_penalty`, the standard deviations of score that
+    a unit of log popularity costs; ``calibration`` the weight of matching each user's genres in the slate. All zeros
+    serve the base recommender's own slates.
 
-    Observation: ``Box(0, 1, (12,))``: of the last round click rate, mean true utility, mean satisfaction of the users,
-    Gini of impressions per item, coverage, share of the tail, divergence of the clicked genres from the users' profile
-    (clipped at 1), share of users still there; the share of rounds played; the last action. Zeros where nothing has
-    happened yet.
+    Observation: ``Box(0, 1, (12,))``, longer by three for each group beyond the first: of the last round click rate,
+    mean true utility, mean satisfaction of the users, Gini of impressions per item, coverage, share of the tail,
+    divergence of the clicked genres from the users' profile (clipped at 1), share of users still there; the share of
+    rounds played; the last action. Zeros where nothing has happened yet.
 
     Reward: engagement - harm_weight * harm. Engagement is one of ``clicks`` (per session), ``utility`` (mean true
     utility of the impressions) and ``satisfaction`` (mean over users, so that it has the future in it). Harm is one of
@@ -58,9 +60,13 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             options, or an unfitted recommender with scores.
         rounds: rounds of an episode.
         engagement, harm, harm_weight, group: see the reward; harm None = none.
+        per_group: whether each group has knobs of its own.
         max_penalty: popularity penalty at action 1.
         options: those of `simenv.envs.world.World` (dataset, agent, seed, n_users, n_items, repeat), and of the loop
             those of `simenv.platform.Schedule` (slate_size, max_pages, retrain_every, activity, attrition, ...).
+
+    Attributes:
+        groups: names of the groups of users that `group` makes, such as ``taste=minority``.
 
     Raises:
         OptionError: an option that is unknown or out of range.
@@ -77,6 +83,7 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         harm: str | Callable[[Events], float] | None = "gini",
         harm_weight: float = 0.5,
         group: str = "taste",
+        per_group: bool = False,
         max_penalty: float = 1.0,
         render_mode: str | None = None,
         **options: Any,
@@ -97,7 +104,7 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             self.dataset, self.users = world.make()
             self.reference = Reference.from_dataset(self.dataset, world.seed)
             self._groups = [g for name, g in self.reference.groups.items() if name.startswith(f"{group}=")]
-            if harm == "group_gap" and len(self._groups) < 2:
+            if (harm == "group_gap" or per_group) and len(self._groups) < 2:
                 raise OptionError(f"group={group!r}: {self.dataset.name} has no such attribute with groups to compare")
             base = make(recommender, "recommender")
             if not isinstance(base, Scores):
@@ -113,11 +120,13 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.max_penalty, self.render_mode = max_penalty, render_mode
         kind = type(base).__qualname__
         settings = {"seed": world.seed, "repeat": world.repeat, "recommender": kind, "loop": schedule}
+        if per_group:
+            settings["groups"] = self.groups
         self._world = world_digest(self.dataset, self.users, **settings)
         self._start = self.users.state_dict()
-        self.action_space = spaces.Box(0.0, 1.0, (len(KNOBS),), np.float32)
-        self.observation_space = spaces.Box(0.0, 1.0, (len(OBSERVED) + 1 + len(KNOBS),), np.float32)
-        self._action = np.zeros(len(KNOBS), np.float32)
+        self._action = np.zeros((len(self._groups), len(KNOBS)) if per_group else len(KNOBS), np.float32)
+        self.action_space = spaces.Box(0.0, 1.0, self._action.shape, np.float32)
+        self.observation_space = spaces.Box(0.0, 1.0, (len(OBSERVED) + 1 + self._action.size,), np.float32)
         self._measured: dict[str, float] = {}
         self._playing = False
         self._seed: int | None = None  # of the episode; None before the first
@@ -129,7 +138,7 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         super().reset(seed=seed)
         check_options(options, ())
         self.users.load_state_dict(self._start)
-        self._set_knobs(np.zeros(len(KNOBS), np.float32))
+        self._set_knobs(np.zeros_like(self._action))
         self._seed = int(self.np_random.integers(2**62))
         self.platform.restart(self._seed)
         self._measured, self._playing = {}, True
@@ -160,9 +169,17 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         """The last round in figures, under ``ansi``."""
         if self.render_mode is None:
             return None
-        knobs = ", ".join(f"{name} {value:.2f}" for name, value in zip(KNOBS, self._action, strict=True))
+        rows = [
+            ", ".join(f"{name} {value:.2f}" for name, value in zip(KNOBS, row, strict=True))
+            for row in np.atleast_2d(self._action)
+        ]
+        knobs = rows[0] if self._action.ndim == 1 else "; ".join(map("{}: {}".format, self.groups, rows))
         figures = ", ".join(f"{name} {self._measured[name]:.3f}" for name in OBSERVED if name in self._measured)
         return f"round {self.platform.round} of {self.rounds}: {knobs}\n{figures or 'nothing played yet'}\n"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(group.name for group in self._groups)
 
     # -- beyond Gymnasium -------------------------------------------------------------------------------------
 
@@ -245,17 +262,23 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def _checked(self, action: Any) -> NDArray[np.float32]:
         values = np.asarray(action)
-        if values.shape != (len(KNOBS),) or values.dtype.kind not in "fiu" or not ((values >= 0) & (values <= 1)).all():
+        shape = self._action.shape
+        if values.shape != shape or values.dtype.kind not in "fiu" or not ((values >= 0) & (values <= 1)).all():
+            whose = "" if len(shape) == 1 else f" for each of {', '.join(self.groups)}"
             raise InvalidActionError(
                 f"{action!r} ({type(action).__name__}) invalid: expected {len(KNOBS)} numbers in [0, 1], "
-                f"{', '.join(KNOBS)}, as in {self.action_space}"
+                f"{', '.join(KNOBS)}{whose}, as in {self.action_space}"
             )
         return values.astype(np.float32)
 
     def _set_knobs(self, action: NDArray[np.float32]) -> None:
         self._action = action
-        self._explorer.epsilon, self._calibrated.strength = float(action[0]), float(action[2])
-        self._penalty.strength = self.max_penalty * float(action[1])
+        knobs = action.astype(np.float64)
+        if knobs.ndim == 2:  # of each user
+            masks = np.stack([group.users for group in self._groups])
+            knobs = masks.T @ knobs
+        self._explorer.epsilon, self._calibrated.strength = knobs[..., 0], knobs[..., 2]
+        self._penalty.strength = self.max_penalty * knobs[..., 1]
 
     def _measure(self, events: Events) -> dict[str, Any]:
         everyone = self.reference.groups["all"]
@@ -292,5 +315,5 @@ class PlatformEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def _observation(self) -> NDArray[np.float32]:
         figures = [self._measured.get(name, 0.0) for name in OBSERVED]
-        values = [*figures, self.platform.round / self.rounds, *self._action]
+        values = [*figures, self.platform.round / self.rounds, *self._action.ravel()]
         return np.clip(np.array(values, np.float32), 0.0, 1.0)

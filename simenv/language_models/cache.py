@@ -11,7 +11,7 @@ import hashlib
 import json
 import sqlite3
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class Cached(Decorator):
     async def commit(self) -> None:
         rows = [(key, self.model, reason, "", 0, 0, "") for key, reason in self._failures.items()]
         if rows:
-            with self._file() as connection:
+            with self._writing() as connection:
                 connection.executemany(_INSERT, [(*row, _digest(row[0], row[2:]), None) for row in rows])
         self._failures.clear()
         await super().commit()
@@ -120,7 +120,7 @@ class Cached(Decorator):
 
     def _store(self, key: str, answer: Completion) -> Completion:
         row = (key, self.model, None, answer.text, answer.prompt_tokens, answer.completion_tokens, answer.finish)
-        with self._file() as connection:
+        with self._writing() as connection:
             written = connection.execute(_INSERT, (*row, _digest(key, row[2:]), self._asker())).rowcount
         return answer if written else self._stored(key) or answer
 
@@ -134,11 +134,13 @@ class Cached(Decorator):
         """
         now = self._asker()
         if now is not None:
-            (asker,) = self._file().execute("SELECT asker FROM answers WHERE key = ?", (key,)).fetchone()
-            before, _, life = (asker or "").rpartition("/")
-            if before == now.rpartition("/")[0] and life != self._life:
-                with self._file() as connection:
+            with self._writing() as connection:
+                (asker,) = connection.execute("SELECT asker FROM answers WHERE key = ?", (key,)).fetchone()
+                before, _, life = (asker or "").rpartition("/")
+                again = before == now.rpartition("/")[0] and life != self._life
+                if again:
                     connection.execute("UPDATE answers SET asker = ? WHERE key = ?", (now, key))
+            if again:
                 self.ledger.count("calls")
                 self.ledger.count("prompt_tokens", answer.prompt_tokens)
                 self.ledger.count("completion_tokens", answer.completion_tokens)
@@ -151,6 +153,15 @@ class Cached(Decorator):
             f"llm.cache={self.path}: the answer with key {key[:16]} is damaged ({why}); expected the file as it was "
             "written: restore it, or delete that row to have it asked anew"
         )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction; a full disk or a damaged page ends the run with the file's name."""
+        try:
+            with self._file() as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise ConfigError(f"llm.cache={self.path}: {error}; expected a whole file that can be written") from error
 
     def _file(self) -> sqlite3.Connection:
         """The connection, opened on first use; all of it on the event loop's thread."""

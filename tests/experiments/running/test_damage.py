@@ -19,7 +19,7 @@ from experiments.running import workers
 from experiments.running.course import run_experiment
 from experiments.running.design import CONF
 from experiments.running.jobs import JobRun
-from simenv.errors import ConfigError, SimenvError, WorkerError, require_memory
+from simenv.errors import ConfigError, RunDirectoryError, SimenvError, WorkerError, require_memory
 from simenv.files import read_sealed, write_sealed, write_whole
 from simenv.report import build
 
@@ -158,6 +158,29 @@ def test_a_finished_run(name: str, kind: str, whole: Path, tmp_path: Path) -> No
             build(tmp_path / "run")
         assert "\n" not in str(raised.value)
     _resume_and_report(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(
+    "name", ["seed0.popularity.loop.000000 (copy).parquet", "old/seed0.popularity.loop.000000.parquet"]
+)
+@pytest.mark.parametrize("run", ["interrupted", "whole"])
+def test_a_copy_among_the_events_is_never_counted(
+    name: str, run: str, interrupted: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(interrupted if run == "interrupted" else whole, folder)
+    stray = folder / "events" / name
+    stray.parent.mkdir(exist_ok=True)
+    shutil.copy(folder / "events" / "seed0.popularity.loop.000000.parquet", stray)
+    (folder / "events" / "notes.txt").write_text("no event")
+    with pytest.raises(RunDirectoryError, match=r"not of this run"):
+        run_experiment(settings(folder) | {"resume": str(folder)})
+    if run == "whole":
+        with pytest.raises(RunDirectoryError, match=r"not of this run"):
+            build(folder)
+    stray.unlink()
+    (folder / "events" / "notes.txt").unlink()
+    _resume_and_report(folder, whole)
 
 
 def test_a_sealed_file_is_the_one_that_was_written(tmp_path: Path) -> None:

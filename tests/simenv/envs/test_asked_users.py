@@ -79,6 +79,21 @@ def test_gymnasiums_own_check_passes(small_world: Dataset, ask: Users) -> None:
     check_env(make(small_world, ask()), skip_render_check=True)
 
 
+@pytest.mark.parametrize("name", ["llm", "mixed", "user-lm"])
+def test_they_are_made_by_name(small_world: Dataset, server: LLMServer, name: str) -> None:
+    server.seen.clear()
+    model = {"language_model": {"name": "openai", "model": "test", "base_url": server.base_url}}
+    agent = {"name": name, "share": 0.9, "sample": model} if name == "mixed" else {"name": name} | model
+    env = gym.make("simenv/Slate-v0", dataset=small_world, slate_size=5, agent=agent)
+    for seed in range(4 if name == "mixed" else 1):
+        env.reset(seed=seed)
+        observation, reward, *_ = env.step(SLATES[0])
+        assert reward == observation["clicks"].sum()
+    assert any("# The page" in seen.prompt for seen in server.seen) or name == "user-lm"
+    with pytest.raises(ConfigError, match="in Python the option language_model of agent"):
+        gym.make("simenv/Slate-v0", dataset=small_world, agent=name)
+
+
 def test_a_page_is_one_question_about_its_items(small_world: Dataset, ask: Users, server: LLMServer) -> None:
     env = gym.make("simenv/Slate-v0", dataset=small_world, agent=ask(), slate_size=5)
     env.reset(seed=0)

@@ -39,7 +39,9 @@ def mean(infos: list[dict[str, Any]], name: str) -> float:
     return float(np.mean([info[name] for info in infos]))
 
 
-@pytest.mark.parametrize("options", [{}, {"harm": "group_gap", "attrition": 0.5}, {"recommender": "als", "harm": None}])
+@pytest.mark.parametrize(
+    "options", [{}, {"harm": "group_gap", "attrition": 0.5, "per_group": True}, {"recommender": "als", "harm": None}]
+)
 def test_gymnasiums_own_check_passes(options: dict[str, Any]) -> None:
     check_env(gym.make("simenv/Platform-v0", **(SMALL | options)).unwrapped)
 
@@ -120,6 +122,38 @@ def test_clicks_group_gap_and_a_function_of_the_events(small_world: Dataset) -> 
     counting = make(small_world, harm=lambda events: len(events), harm_weight=1.0)
     counting.reset(seed=0)
     assert counting.step(NOTHING)[4]["harm"] == 200
+
+
+def test_groups_have_knobs_of_their_own(small_world: Dataset) -> None:
+    env, plain = make(small_world, per_group=True), make(small_world)
+    assert env.groups == ("taste=majority", "taste=minority")
+    minority = small_world.user_attributes["taste"] == "minority"
+    knobs = np.array([0.4, 0.3, 0.6], np.float32)
+    both, one = episode(env, [knobs, knobs]), episode(plain, knobs)
+    assert both == one  # equal rows are the knobs of everybody
+    for knob, figure in ((0, "gini"), (1, "arp_pct")):
+        action = np.zeros((2, 3), np.float32)
+        action[1, knob] = 1
+        env.reset(seed=0)
+        plain.reset(seed=0)
+        observation, *_ = env.step(action)
+        plain.step(NOTHING)
+        mine, theirs = env.platform.round_events, plain.platform.round_events
+        assert mine is not None
+        assert theirs is not None
+        changed = np.unique(mine.user[mine.item != theirs.item])
+        assert len(changed) > 0, figure
+        assert minority[changed].all(), figure  # the majority is served as before
+        assert observation[-6:].tolist() == action.ravel().tolist()
+    assert (mine.popularity0_pct[minority[mine.user]].mean()) < theirs.popularity0_pct[minority[theirs.user]].mean()
+    assert "taste=minority: exploration 0.00, popularity_penalty 1.00" in str(make_text(env, action))
+
+
+def make_text(env: PlatformEnv, action: Any) -> str | None:
+    other = make(env.dataset, per_group=True, render_mode="ansi")
+    other.reset(seed=0)
+    other.step(action)
+    return other.render()
 
 
 def test_it_ends_after_the_rounds_or_when_everybody_has_left(small_world: Dataset) -> None:
@@ -281,20 +315,23 @@ def test_snapshots_that_cannot_be_had_are_refused(small_world: Dataset) -> None:
         own.fork(1)
     own.reset(seed=0)
     assert go_on(own.fork(1)[0]) == go_on(own)
-    other = make(small_world, recommender="als")
-    other.reset(seed=0)
-    with pytest.raises(ConfigError, match="state: not of an environment with these options"):
-        other.set_state(env.get_state())
-    other.step(NOTHING)  # nothing has changed
+    for other in (make(small_world, recommender="als"), make(small_world, per_group=True)):
+        other.reset(seed=0)
+        with pytest.raises(ConfigError, match="state: not of an environment with these options"):
+            other.set_state(env.get_state())
+        other.step(np.zeros(other.action_space.shape, np.float32))  # nothing has changed
 
 
-def test_a_vector_of_platforms_steps_each_as_if_alone() -> None:
-    envs = gym.make_vec("simenv/Platform-v0", num_envs=2, vectorization_mode="sync", **SMALL)
+@pytest.mark.parametrize("per_group", [False, True])
+def test_a_vector_of_platforms_steps_each_as_if_alone(per_group: bool) -> None:
+    options = SMALL | {"per_group": per_group}
+    envs = gym.make_vec("simenv/Platform-v0", num_envs=2, vectorization_mode="sync", **options)
     actions = np.array([[0.5, 0.2, 0.1], [0, 1, 0]], np.float32)
+    actions = np.stack([actions, 1 - actions], axis=1) if per_group else actions
     envs.reset(seed=[3, 4])
     observations, rewards, *_ = envs.step(actions)
     for row, (seed, action) in enumerate(zip((3, 4), actions, strict=True)):
-        alone = gym.make("simenv/Platform-v0", **SMALL)
+        alone = gym.make("simenv/Platform-v0", **options)
         alone.reset(seed=seed)
         observation, reward, *_ = alone.step(action)
         np.testing.assert_array_equal(observations[row], observation)

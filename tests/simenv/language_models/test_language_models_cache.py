@@ -192,3 +192,28 @@ def test_bad_files_are_named(tmp_path):
     other.close()
     with pytest.raises(ConfigError, match=r"other\.db"):
         run(connect(Moody(), cache=tmp_path / "other.db").complete(ask()))
+
+
+@pytest.mark.parametrize("where", ["text", "completion_tokens", "digest", "page"])
+def test_a_bit_flip_in_mid_run_is_met_with_the_name_of_the_file(tmp_path, where):
+    path = tmp_path / "c.db"
+    model = connect(Moody(), cache=path)
+    run(model.complete(ask()))
+    if where == "page":  # what SQLite itself stumbles over, behind the back of the open connection
+        run(model.aclose())
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (size - 4096))
+    else:
+        with sqlite3.connect(path) as other:
+            (old,) = other.execute(f"SELECT {where} FROM answers").fetchone()
+            flipped = old ^ 4 if isinstance(old, int) else chr(ord(old[0]) ^ 4) + old[1:]
+            other.execute(f"UPDATE answers SET {where} = ?", (flipped,))
+        other.close()
+    for text in ("hello", "hello") if where != "page" else ("hello", "something new"):
+        with pytest.raises(ConfigError, match=r"llm\.cache=.*c\.db: .*(damaged|malformed)"):
+            run(model.complete(ask(text)))
+    if where != "page":
+        assert run(model.complete(ask("something new"))).text == "2"  # the run's other answers are as good as before
+    run(model.aclose())
