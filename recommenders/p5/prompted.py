@@ -6,11 +6,12 @@ The module does not know how text becomes tokens, nor how T5 works inside.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ class Asking:
     user_input: str = "digits"
     """`digits`: an id is three tokens of base 100, which users share; `own`: each user has a token, and so a memory, as
     explanations need (Li et al. 2021, "PETER"; 2023, "PEPLER")."""
+    describe: Sequence[str] = ()  # user attributes that `{user_desc}` tells; none = prompts with it are left out
 
     def __post_init__(self) -> None:
         if "sequential" not in self.families:
@@ -104,6 +106,10 @@ class P5(GenerativeRecommender):
         self.asking = record(Asking(), asking, "asking")
         self.ask, self.history = self.asking.ask, self.asking.history
         self.book = load_prompts(self.asking.prompts, self.asking.families)
+        if not self.asking.describe:
+            self.book = self.book.without("user_desc")
+        self._people: Sequence[str] | None = None if self.asking.describe else ()
+        self._known: dict[str, NDArray[np.str_]] = {}
         self.fair = _fair_options(fair)
         self.fair_losses: list[tuple[float, float]] = []
         self._attribute: NDArray[np.int64] | None = None
@@ -119,6 +125,32 @@ class P5(GenerativeRecommender):
             self._reviewer = reviewer_of(dataset)
         if self.fair is not None:
             self._attribute = _attribute(dataset, self.fair.attribute)
+        self._known = {name: _known(dataset, name, "asking.describe") for name in self.asking.describe}
+        self._people = _descriptions(self._known)
+
+    def described_as(self, **swap: str | None) -> Self:
+        """The same fitted network, asked as though every user were of these attribute values.
+
+        Args:
+            **swap: a value told in place of each user's own, by attribute; None = the attribute is not told. With
+                nothing told, the prompts without `{user_desc}` ask.
+
+        Raises:
+            ConfigError: an attribute that `asking.describe` does not have, or a value that no user has.
+        """
+        told = dict(self._known)
+        for name, value in swap.items():
+            if name not in told:
+                expected = ", ".join(self._known) or "none: asking.describe is empty"
+                raise ConfigError(f"{self.name}: no attribute '{name}' is told; expected one of: {expected}")
+            values = told.pop(name)
+            if value is not None:
+                if value not in values:
+                    raise ConfigError(f"{self.name}: no user is of {name} '{value}'; expected one of {_few(values)}")
+                told[name] = np.full(len(values), value)
+        other = copy.copy(self)
+        other._people = _descriptions({name: told[name] for name in self._known if name in told})
+        return other
 
     def bind_reviews(self, reviews: Reviews) -> None:
         """Give the explanation and review families something to learn from, in place of what the data set has.
@@ -150,7 +182,7 @@ class P5(GenerativeRecommender):
         if path is not None:
             words: Words = CheckpointWords(path)
         else:
-            words = self._words or own_words(self.book, self.catalog, self.reviews)
+            words = self._words or own_words(self.book, self.catalog, self.reviews, self._people or ())
         own = self.histories.n_users if self.asking.user_input == "own" else None
         self.vocabulary = Vocabulary(words, self.index.sizes, own)
         kind = P5Network if self.options.backbone == "t5" else LlamaNetwork
@@ -166,7 +198,9 @@ class P5(GenerativeRecommender):
         return 8 * self.network.size
 
     def _data(self, histories: Histories) -> TextData:
-        return TextData(histories, self.vocabulary, self.catalog, self.history, self.reviews)
+        if self._people is None:
+            raise ConfigError(f"{self.name}: asking.describe without user attributes; expected bind_dataset before")
+        return TextData(histories, self.vocabulary, self.catalog, self.history, self.reviews, people=self._people)
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -228,8 +262,7 @@ class P5(GenerativeRecommender):
             sources = data.history(rows)
             sources[:, 0] = np.where(sources[:, 0] < 0, 0, sources[:, 0])
         else:
-            prompts = data.usable(self.book.seen("sequential"))
-            prompt = prompts[0] if self.ask == "seen" else self.book.unseen("sequential")
+            prompt = self._seen("sequential", data) if self.ask == "seen" else self.book.unseen("sequential")
             sources = data.source(prompt, rows, rng, crop=False)
         return torch.as_tensor(sources, device=self.device)
 
@@ -264,7 +297,7 @@ class P5(GenerativeRecommender):
         tokens = data.numbers(seen.astype(np.float32))[:, 0]
         values, first = np.unique(tokens, return_index=True)
         stars = torch.as_tensor(seen[first], dtype=torch.float32, device=self.device)
-        prompt = self.book.unseen("rating") if unseen else data.usable(self.book.seen("rating"))[0]
+        prompt = self.book.unseen("rating") if unseen else self._seen("rating", data)
         out = np.empty(len(users), np.float32)
         for start in range(0, len(users), 256):
             some = slice(start, start + 256)
@@ -286,8 +319,8 @@ class P5(GenerativeRecommender):
         """
         self._require_reviews("explanation")
         who = np.asarray(users, np.int64)
-        seen = self._data(self.histories).usable(self.book.seen("explanation"))
-        prompt = self.book.unseen("explanation") if unseen else seen[0]
+        seen = self._seen("explanation", self._data(self.histories))
+        prompt = self.book.unseen("explanation") if unseen else seen
         return self._write(prompt, self._question(who, np.asarray(items, np.int64), np.full(len(who), -1)))
 
     def summarise(self, reviews: NDArray[Any], *, unseen: bool = False) -> list[str]:
@@ -326,6 +359,11 @@ class P5(GenerativeRecommender):
         if family not in self.book.families or family in self.skipped:
             reason = self.skipped.get(family, "not among the families")
             raise RecommenderError(f"{self.name}: the {family} family was not trained ({reason})")
+
+    def _seen(self, family: str, data: TextData) -> Prompt:
+        """The prompt of a family to ask with: the first that can be, of those that describe users where some are."""
+        prompts = data.usable(self.book.seen(family))
+        return next((prompt for prompt in prompts if "user_desc" in prompt.fields), prompts[0])
 
     def _question(self, users: LongArray, items: LongArray, reviews: LongArray) -> Rows:
         n = len(users)
@@ -370,13 +408,29 @@ def _fair_options(fair: FairOptions | Mapping[str, Any] | None) -> FairOptions |
 
 def _attribute(dataset: Dataset, name: str) -> NDArray[np.int64]:
     """The attribute as a number per user, (n_users,); -1 where it is empty."""
-    if name not in dataset.user_attributes:
-        known = ", ".join(sorted(dataset.user_attributes)) or "none"
-        raise ConfigError(f"fair: {dataset.name} has no user attribute '{name}'; expected one of: {known}")
-    values = np.asarray(dataset.user_attributes[name]).astype(str)
+    values = _known(dataset, name, "fair")
     told = values != ""
     numbers = np.full(len(values), -1, np.int64)
     distinct, numbers[told] = np.unique(values[told], return_inverse=True)
     if len(distinct) < 2:
         raise ConfigError(f"fair: all users of {dataset.name} have the same {name}; expected two values or more")
     return numbers
+
+
+def _known(dataset: Dataset, name: str, option: str) -> NDArray[np.str_]:
+    """A user attribute in words, (n_users,)."""
+    if name not in dataset.user_attributes:
+        known = ", ".join(sorted(dataset.user_attributes)) or "none"
+        raise ConfigError(f"{option}: {dataset.name} has no user attribute '{name}'; expected one of: {known}")
+    return np.asarray(dataset.user_attributes[name]).astype(str)
+
+
+def _descriptions(told: Mapping[str, NDArray[np.str_]]) -> tuple[str, ...]:
+    """What is told of each user: names and values of the attributes that are known; nothing is () for all."""
+    columns = [[f"{name} {value}" if value else "" for value in values.tolist()] for name, values in told.items()]
+    return tuple(" , ".join(filter(None, row)) for row in zip(*columns, strict=True))
+
+
+def _few(values: NDArray[np.str_]) -> str:
+    distinct = sorted(set(values.tolist()))
+    return ", ".join(distinct[:12]) + (", ..." if len(distinct) > 12 else "")

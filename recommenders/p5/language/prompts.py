@@ -20,7 +20,7 @@ OTHER_REVIEWS = frozenset({"said_of_item", "said_by_user"})  # never the one in 
 FIELDS = (
     REVIEW_FIELDS
     | OTHER_REVIEWS
-    | {"user", "history", "item", "title", "genres", "text", "rating", "candidates", "answer"}
+    | {"user", "user_desc", "history", "item", "title", "genres", "text", "rating", "candidates", "answer"}
 )
 OWN_FOLDER = Path(__file__).with_name("prompts")
 _PIECE = re.compile(r"\{(\w+)\}|(\w+|[^\w\s])")
@@ -65,6 +65,18 @@ class PromptBook:
     @property
     def families(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(prompt.family for prompt in self.prompts))
+
+    def without(self, field: str) -> PromptBook:
+        """The prompts that do not use a field.
+
+        Raises:
+            ConfigError: a family has fewer than two of them.
+        """
+        kept = PromptBook(tuple(prompt for prompt in self.prompts if field not in prompt.fields))
+        for family in self.families:
+            if sum(prompt.family == family for prompt in kept.prompts) < 2:
+                raise ConfigError(f"prompts: fewer than two of family '{family}' do without {{{field}}}")
+        return kept
 
     def words(self) -> list[str]:
         """Every word of every prompt, sorted."""

@@ -136,6 +136,7 @@ class TextData:
     history_length: int
     reviews: Reviews | None = None
     n_candidates: int = 20
+    people: Sequence[str] = ()  # what is told of each user; none = users are not described
     _cache: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def available_families(self, book: PromptBook) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -175,6 +176,8 @@ class TextData:
             unknown.add("rating")
         if self.reviews is None:
             unknown |= OTHER_REVIEWS
+        if not self.people:
+            unknown.add("user_desc")
         return [prompt for prompt in prompts if not prompt.fields & unknown]
 
     def render(self, prompt: Prompt, rows: Rows, rng: np.random.Generator) -> tuple[LongArray, LongArray]:
@@ -203,6 +206,7 @@ class TextData:
     def _fields(self) -> dict[str, Callable[[Rows, np.random.Generator], LongArray]]:
         return {
             "user": lambda rows, rng: self._user(rows.users),
+            "user_desc": lambda rows, rng: self._descriptions[rows.users],
             "history": lambda rows, rng: self.history(rows),
             "item": lambda rows, rng: (rows.items + self.vocabulary.size)[:, None],
             "title": lambda rows, rng: self._texts("title")[rows.items],
@@ -256,6 +260,11 @@ class TextData:
         digits = np.stack([users // USER_BASE**2, users // USER_BASE % USER_BASE, users % USER_BASE], axis=1)
         return digits % USER_BASE + self.vocabulary.user_offset
 
+    @cached_property
+    def _descriptions(self) -> LongArray:
+        encoded = {text: self.vocabulary.words.encode(text) for text in set(self.people)}
+        return _table([encoded[text] for text in self.people], MAX_TEXT)
+
     def history(self, rows: Rows) -> LongArray:
         """Tokens of the items each row's user had before `ends`, oldest first, (n, history_length); -1 = none."""
         starts = np.maximum(self.histories.ptr[rows.users], rows.ends - self.history_length)
@@ -305,9 +314,13 @@ def texts_of(name: str, catalog: Catalog | None, reviews: Reviews | None) -> Seq
     raise ConfigError(f"prompts: the field {{{name}}} needs data that are not there; expected titles or reviews")
 
 
-def own_words(book: PromptBook, catalog: Catalog | None, reviews: Reviews | None) -> OwnWords:
-    """The vocabulary of the prompts, the catalogue and the reviews, with numbers and answers."""
+def own_words(
+    book: PromptBook, catalog: Catalog | None, reviews: Reviews | None, people: Iterable[str] = ()
+) -> OwnWords:
+    """The vocabulary of the prompts, the catalogue, the reviews and what is told of users, with numbers and answers."""
     words = {*book.words(), "yes", "no", ".", *(str(n) for n in range(11))}
+    for text in set(people):
+        words.update(split_words(text))
     names = ["title", "genres"] if catalog is not None else []
     if reviews is not None:
         names += ["review", "summary", "feature", "explanation"]

@@ -414,3 +414,50 @@ def test_weights_of_another_shape_are_not_loaded(tmp_path):
 def test_wrong_options_are_an_error(options, message):
     with pytest.raises(ConfigError, match=message):
         flat(P5, **{**TINY, **options})
+
+
+def test_a_described_user_is_asked_about_as_somebody_else(tmp_path: Path):
+    """Women take the first half of the items, men the second, and the description alone is read."""
+    (tmp_path / "sequential.txt").write_text("{user_desc} -> {item}\n{user} -> {item}\n{history} -> {item}\n")
+    rng = np.random.default_rng(0)
+    n_users, n_items, users = 40, 20, np.repeat(np.arange(40), 4)
+    gender = np.where(rng.random(n_users) < 0.5, "M", "F")
+    items = rng.integers(0, n_items // 2, len(users)) + n_items // 2 * (gender[users] == "M")
+    unrated, times = np.full(len(users), np.nan, np.float32), np.arange(len(users))
+    log = Interactions(users=users, items=items, ratings=unrated, times=times, n_users=n_users, n_items=n_items)
+    dataset = replace(small_dataset(log), user_attributes={"gender": gender})
+    options = {**TINY, "epochs": 10, "batch_size": 8, "learning_rate": 0.03, "prompts": tmp_path}
+    p5 = flat(P5, **options, describe=["gender"])
+    p5.bind_dataset(dataset)
+    p5.fit(log, key=KEY)
+    women, everyone = gender == "F", np.arange(n_users)
+
+    def first_half(recommender: P5) -> float:
+        chances = np.exp(recommender.scores(everyone))
+        return float(chances[:, : n_items // 2].sum() / chances.sum())
+
+    as_women = p5.described_as(gender="F")
+    assert first_half(as_women) > 0.7 > 0.3 > first_half(p5.described_as(gender="M"))
+    np.testing.assert_allclose(p5.scores(everyone)[women], as_women.scores(everyone)[women], rtol=1e-5)
+    assert p5._asked(p5.histories, everyone[:1]).shape[1] == 2  # gender f
+    assert p5.described_as(gender=None)._asked(p5.histories, everyone[:1]).shape[1] == 3  # the user's digits
+    p5.save(tmp_path / "kept")
+    loaded = flat(P5, **options, describe=["gender"])
+    with pytest.raises(ConfigError, match="expected bind_dataset before"):
+        loaded.fit(log, key=KEY)
+    loaded.bind_dataset(dataset)
+    loaded.load(tmp_path / "kept")
+    np.testing.assert_allclose(loaded.scores(everyone), p5.scores(everyone), rtol=1e-5)
+
+
+def test_a_description_of_nobody_is_refused():
+    log = small_log()
+    dataset = replace(small_dataset(log), user_attributes={"gender": np.array(["F", "M"] * 20)})
+    p5 = flat(P5, **TINY, describe=["gender"])
+    p5.bind_dataset(dataset)
+    with pytest.raises(ConfigError, match="no user is of gender 'X'; expected one of F, M"):
+        p5.described_as(gender="X")
+    with pytest.raises(ConfigError, match="no attribute 'age' is told; expected one of: gender"):
+        p5.described_as(age="18-24")
+    with pytest.raises(ConfigError, match=r"asking\.describe: small has no user attribute 'gender'"):
+        p5.bind_dataset(small_dataset(log))

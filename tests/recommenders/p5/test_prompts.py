@@ -34,8 +34,9 @@ def data(*, reviews: Reviews | None = None, with_catalog: bool = True, ratings: 
             n_items=60,
         )
     catalog = small_dataset(log).catalog if with_catalog else None
-    words = own_words(load_prompts(), catalog, reviews)
-    return TextData(Histories.from_log(log), Vocabulary(words, (4, 70)), catalog, 5, reviews)
+    people = ["gender F" if user % 2 else "gender M , age 25-34" for user in range(log.n_users)]
+    words = own_words(load_prompts(), catalog, reviews, people)
+    return TextData(Histories.from_log(log), Vocabulary(words, (4, 70)), catalog, 5, reviews, people=people)
 
 
 def rows(text: TextData, users=(0, 3)) -> Rows:
@@ -136,6 +137,17 @@ def test_titles_genres_and_reviews_are_text():
     genres = " ".join(np.array(text.catalog.genre_names)[text.catalog.genres[item]])
     assert read(text, source[1]) == f"{text.catalog.titles[item]} {genres} too much stone"
     assert read(text, target[1]) == "in spite of the stone <end>"
+
+
+def test_users_are_described_where_something_is_told_of_them():
+    text = data()
+    prompt = parse("{user_desc} : {item} -> {item}", "sequential", 0, "x")
+    source, _ = text.render(prompt, rows(text), np.random.default_rng(0))
+    assert [read(text, row).partition(" :")[0] for row in source] == ["gender m , age 25 - 34", "gender f"]
+    assert replace(text, people=()).usable([prompt]) == []
+    assert load_prompts().without("user_desc").seen("sequential") == load_prompts().seen("sequential")[:-1]
+    with pytest.raises(ConfigError, match=r"fewer than two of family 'sequential' do without \{history\}"):
+        load_prompts().without("history")
 
 
 def test_other_reviews_are_quoted_but_never_the_one_in_question():
