@@ -20,6 +20,7 @@ from simenv import checks
 from simenv.candidates import Candidates, insert, is_out
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray, RatingScale, Tastes
 from simenv.errors import ConfigError, SimenvError
+from simenv.heard import Heard
 from simenv.interventions import Course
 from simenv.randomness import Key, Purpose, fold, prefix, to_uniform
 from simenv.slates import Responses
@@ -78,6 +79,10 @@ class UserModel(ABC):
     def hears_friends(self) -> bool:
         """Whether what friends do reaches these users."""
         return False
+
+    def hear(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key) -> Heard:
+        """What reaches these users before these pages, as they are now; nothing changes. Arguments as of `respond`."""
+        return self._hear(*aligned(users, slates), key) if self.hears_friends else Heard.empty()
 
     def check_dataset(self, dataset: Dataset) -> None:
         """Refuse a world in which these users cannot live.
@@ -239,6 +244,10 @@ class UserModel(ABC):
 
     def _bind(self, dataset: Dataset, tastes: Tastes) -> None:
         """Prepare whatever `_respond` needs; `self.population` exists."""
+
+    def _hear(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Heard:
+        """What friends say or have been seen to do, of users who hear of it."""
+        return Heard.empty()
 
     @abstractmethod
     def _respond(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Responses:

@@ -20,6 +20,7 @@ from agents.base import UserModel, aligned, require
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, LongArray, Tastes
 from simenv.errors import ConfigError
+from simenv.heard import Heard
 from simenv.interventions import Course
 from simenv.numeric import places_in_groups
 from simenv.randomness import Key, Purpose, uniforms
@@ -160,6 +161,12 @@ class MixedUsers(UserModel):
                 self._count(self._other, mine, pages, answered)
             parts.append((rows, answered))
         return _merged(parts, slates.shape)
+
+    def _hear(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Heard:
+        in_sample = self.sampled[users]
+        pairs = ((self.sample, in_sample), (self.others, ~in_sample))
+        heard = Heard.concat([part.hear(users[rows], slates[rows], key) for part, rows in pairs])
+        return heard.take(np.argsort(heard.user, kind="stable"))
 
     def _respond(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Responses:
         in_sample = self.sampled[users]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,13 +130,16 @@ class EventWriter:
         rounds_per_file: rounds a file holds.
     """
 
+    rows: ClassVar[Any] = Events  # what is written
+    few_values: ClassVar[list[str]] = _FEW_VALUES  # columns worth a dictionary
+
     def __init__(self, folder: Path, *, seed: int, arm: str, mode: str, rounds_per_file: int) -> None:
         self.folder, self.seed, self.arm, self.mode = folder, seed, arm, mode
         self.rounds_per_file = rounds_per_file
-        self.pending: list[Events] = []
+        self.pending: list[Any] = []
         folder.mkdir(parents=True, exist_ok=True)
 
-    def append(self, events: Events, round: int) -> None:
+    def append(self, events: Any, round: int) -> None:
         """Take in the events of `round`; writes a file when the round completes one."""
         self.pending.append(events)
         if (round + 1) % self.rounds_per_file == 0:
@@ -147,7 +150,7 @@ class EventWriter:
         if self.pending:
             self._write((rounds - 1) // self.rounds_per_file * self.rounds_per_file)
 
-    def restart(self, round: int, pending: Events) -> None:
+    def restart(self, round: int, pending: Any) -> None:
         """Go on at `round` with what a checkpoint held; files from later rounds are deleted."""
         self.pending = [pending] if len(pending) else []
         first_open = round // self.rounds_per_file * self.rounds_per_file
@@ -166,13 +169,12 @@ class EventWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        events = Events.concat(self.pending)
+        events = self.rows.concat(self.pending)
         n = len(events)
         columns: dict[str, Any] = {"seed": pa.array(np.full(n, self.seed, np.int64))}
         for name, value in (("arm", self.arm), ("mode", self.mode)):
             columns[name] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int8)), pa.array([value]))
-        for field in fields(Events):
-            columns[field.name] = pa.array(getattr(events, field.name), from_pandas=True)  # NaN becomes null
+        columns |= self._columns(events)
         path = self.folder / f"{self._stem()}.{first_round:06d}.parquet"
         partial = path.with_suffix(".partial")
         pq.write_table(
@@ -180,11 +182,17 @@ class EventWriter:
             partial,
             compression="zstd",
             compression_level=1,
-            use_dictionary=_FEW_VALUES,
+            use_dictionary=self.few_values,
             write_statistics=["seed", "round"],
         )
         partial.replace(path)
         self.pending = []
+
+    def _columns(self, events: Any) -> dict[str, Any]:
+        """Everything of the rows, as arrow arrays; NaN becomes null."""
+        import pyarrow as pa
+
+        return {field.name: pa.array(getattr(events, field.name), from_pandas=True) for field in fields(self.rows)}
 
 
 def _stem(seed: int, arm: str, mode: str) -> str:
@@ -216,9 +224,17 @@ def scan_events(run: Path) -> pl.LazyFrame:
     Raises:
         RunDirectoryError: there are none.
     """
+    return scan_rows(Path(run) / "events")
+
+
+def scan_rows(folder: Path) -> pl.LazyFrame:
+    """All rows that writers put into a folder.
+
+    Raises:
+        RunDirectoryError: there are none.
+    """
     import polars as pl
 
-    folder = Path(run) / "events"
     if not (files := event_files(folder)):
         raise RunDirectoryError(f"{folder}: no event files; expected at least one *.parquet")
     return pl.scan_parquet(files, glob=False)
@@ -226,18 +242,22 @@ def scan_events(run: Path) -> pl.LazyFrame:
 
 def read_events(run: Path, *, seed: int, arm: str, mode: str) -> Events:
     """The events of one (seed, arm, mode), in the order they happened."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    paths = event_files(Path(run) / "events", _stem(seed, arm, mode))
-    if not paths:
-        raise RunDirectoryError(f"{run}: no events of seed {seed}, arm {arm}, mode {mode}")
     names = [f.name for f in fields(Events)]
-    try:
-        table = pa.concat_tables([pq.ParquetFile(path).read(columns=names) for path in paths])
-    except (OSError, pa.ArrowException) as error:
-        raise RunDirectoryError(f"{paths[0]}: damaged ({str(error).splitlines()[0]}); expected Parquet") from error
-    empty = Events.empty()
+    table, empty = read_rows(run, "events", names, seed=seed, arm=arm, mode=mode), Events.empty()
     return Events(
         **{name: table.column(name).to_numpy().astype(getattr(empty, name).dtype, copy=False) for name in names}
     )
+
+
+def read_rows(run: Path, kind: str, names: list[str], *, seed: int, arm: str, mode: str) -> Any:
+    """These columns of what one (seed, arm, mode) wrote into a folder of a run, as an arrow table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    paths = event_files(Path(run) / kind, _stem(seed, arm, mode))
+    if not paths:
+        raise RunDirectoryError(f"{run}: no {kind} of seed {seed}, arm {arm}, mode {mode}")
+    try:
+        return pa.concat_tables([pq.ParquetFile(path).read(columns=names) for path in paths])
+    except (OSError, pa.ArrowException) as error:
+        raise RunDirectoryError(f"{paths[0]}: damaged ({str(error).splitlines()[0]}); expected Parquet") from error

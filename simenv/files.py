@@ -88,11 +88,12 @@ def check_finished(folder: Path) -> None:
         except (OSError, ValueError):
             pass
         raise RunDirectoryError(f"{folder / COMPLETE}: damaged; expected the run's checksums")
-    if not (folder / "events").exists():
-        files = {name: digest for name, digest in files.items() if not name.startswith("events/")}
-    for log in sorted((folder / "events").rglob("*.parquet")):
-        if log.relative_to(folder).as_posix() not in files:  # its impressions would be counted
-            raise RunDirectoryError(f"{log}: not of this run; expected what the run was finished with: move it away")
+    for kind in ("events", "heard"):
+        if not (folder / kind).exists():
+            files = {name: digest for name, digest in files.items() if not name.startswith(f"{kind}/")}
+        for log in sorted((folder / kind).rglob("*.parquet")):
+            if log.relative_to(folder).as_posix() not in files:  # its rows would be counted
+                raise RunDirectoryError(f"{log}: not of this run; expected what the run was finished with: move it away")
     if (path := damaged(folder, files)) is not None:
         what = "damaged" if path.is_file() else "missing"
         raise RunDirectoryError(f"{path}: {what}; expected what the run was finished with")

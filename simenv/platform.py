@@ -21,10 +21,11 @@ from simenv.candidates import Candidates, pack
 from simenv.datasets.base import Dataset, Interactions
 from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import Events
+from simenv.heard import Heard
 from simenv.interventions import Course
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel
+from simenv.slates import Hears, Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel
 
 _start_method = multiprocessing.get_start_method(allow_none=True)
 from mesa import Agent as Agent  # noqa: E402 - for those who need Mesa without what importing it does
@@ -125,6 +126,7 @@ class Platform(Model):
     Attributes:
         round: the next round to be played, from 0.
         round_events: impressions of the last round played.
+        round_heard: what users heard from each other in it.
         log: what the recommender has been given so far: warm start, then feedback.
 
     Raises:
@@ -163,6 +165,7 @@ class Platform(Model):
             raise ConfigError(f"mode={self.mode}: arm 'none' goes with mode 'none', a recommender with the other modes")
         self.round = 0
         self.round_events: Events | None = None
+        self.round_heard = Heard.empty()
         self.popularity0 = midrank_percentile(dataset.interactions.item_counts())
         self.user_arrival = self._arrivals(dataset.n_users, self.schedule.arriving_users, 0)
         self.item_arrival = self._arrivals(dataset.n_items, self.schedule.arriving_items, 1)
@@ -227,6 +230,7 @@ class Platform(Model):
 
     def _sessions(self, active: NDArray[np.int64], key: Key) -> list[tuple[Events, Interactions]]:
         pages = []
+        heard: list[Heard] = []
         shown: NDArray[np.uint8] | None = None
         available = self.available_items(key.round)
         n_items = self.dataset.n_items
@@ -240,6 +244,8 @@ class Platform(Model):
             if self.course and page == 0:
                 slates = replace(slates, item_ids=self.course.shown(active, slates.item_ids, candidates, key.round))
             best = self.users.best_utility(active, self.schedule.slate_size, candidates)
+            if isinstance(self.users, Hears) and self.users.hears_friends:
+                heard.append(self.users.hear(active, slates.item_ids, page_key))
             responses = self.users.respond(active, slates.item_ids, page_key)
             pages.append(self._record(active, slates, responses, best, page_key))
             staying = ~responses.exited
@@ -248,6 +254,7 @@ class Platform(Model):
             on_page = _slate_bits(slates.item_ids, self.dataset.n_items)
             shown = (on_page if shown is None else shown | on_page)[staying]
             active = active[staying]
+        self.round_heard = Heard.concat(heard)
         return pages
 
     def _slates(self, users: NDArray[np.int64], key: Key, candidates: Candidates) -> Slates:

@@ -51,6 +51,8 @@ class Purpose(IntEnum):
     CANDIDATE_ORDER = 22
     RETURN = 23
     ASSIGN = 24
+    POST = 25
+    CHAT = 26
 
 
 @dataclass(frozen=True, slots=True)

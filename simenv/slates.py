@@ -19,6 +19,7 @@ from simenv.datasets.base import Dataset, Interactions
 from simenv.randomness import Key
 
 if TYPE_CHECKING:
+    from simenv.heard import Heard
     from simenv.interventions import Course
 
 
@@ -112,6 +113,16 @@ class SeesTruth(Protocol):
     """A recommender that is shown the users' true utilities: the oracle."""
 
     def bind_truth(self, utility: Callable[[NDArray[Any]], NDArray[np.float32]]) -> None: ...
+
+
+@runtime_checkable
+class Hears(Protocol):
+    """Users who may hear from each other; `hears_friends` tells whether they do."""
+
+    @property
+    def hears_friends(self) -> bool: ...
+
+    def hear(self, users: NDArray[Any], slates: NDArray[np.int32], key: Key) -> Heard: ...
 
 
 @runtime_checkable

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from agents.base import UserModel, require
 from agents.choice.rule import PAGE, ROUND, SEED, USER, answer_pages, scratch, unpack_rule
-from agents.population.hearsay import friends_who_clicked
+from agents.population.hearsay import friends_who_clicked, heard_on
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, FloatArray, LongArray, Tastes
+from simenv.heard import Heard
 from simenv.metrics.reference import midrank_percentile
 from simenv.numeric import sigmoid
 from simenv.randomness import Key, Purpose, uniforms
@@ -302,6 +303,10 @@ class ChoiceModel(UserModel):
             self._heard(users, slates, key.round),
         )
         return Responses(examined=examined, clicked=clicked, ratings=ratings, utility=utility, exited=exited)
+
+    def _hear(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Heard:
+        assert self._friends is not None
+        return heard_on(self.population, self._friends, users, slates, key, self.heard_rounds)
 
     def _heard(self, users: LongArray, slates: NDArray[np.int32], round: int) -> FloatArray:
         """What word of mouth adds to the logits, (B, K); (0, K) where it is off."""

@@ -17,8 +17,8 @@ from agents.llm.templates import Prompts
 from agents.population.hearsay import said
 from agents.population.rows import Population
 from simenv.datasets.base import Dataset
-from simenv.language_models import Message
-from simenv.language_models.quoting import plain
+from simenv.language_models import Message as ChatMessage
+from simenv.language_models.quoting import plain, quote
 
 OTHERS_PRIOR = 5.0  # an item's mean rating counts as if this many ratings of the population's mean came with it
 
@@ -48,6 +48,19 @@ class OthersRatings:
         """Every item's mean rating, on 1-5, shrunk to the mean of all, (n_items,)."""
         mean = (self.sums + OTHERS_PRIOR * self._prior) / (self.counts + OTHERS_PRIOR)
         return np.asarray(1.0 + 4.0 * (mean - self.scale.low) / (self.scale.high - self.scale.low))
+
+
+_HEARD = {"pick": "picked", "post": "posted", "chat": "said"}
+
+
+class Message(NamedTuple):
+    """What one user hears from another."""
+
+    kind: str  # one of `simenv.heard.KINDS`
+    speaker: int
+    item: int  # it is about
+    rating: float  # the speaker's, NaN = none
+    text: str  # "" = the fact alone
 
 
 class Told(NamedTuple):
@@ -85,7 +98,8 @@ class PagePrompt:
     Attributes:
         others: (n_items,) mean rating by other people, on 1-5.
         digests, notes: summary and reflections by user.
-        friends_told: what friends picked in the last round that is told at most; 0 = nothing.
+        friends_told: what friends picked or said in the last round that is told at most; 0 = nothing.
+        messages: what friends said in words in the last round, by who hears it.
         round: the one being played.
     """
 
@@ -111,17 +125,18 @@ class PagePrompt:
         self.attributes = tuple(attributes)
         self.synopsis_length = synopsis_length
         self.base_rate = base_rate
-        self.system = Message("system", prompts.render("system"))
+        self.system = ChatMessage("system", prompts.render("system"))
         self.others: NDArray[np.float64] = np.full(dataset.n_items, np.nan)
         self.digests: dict[int, str] = {}
         self.notes: dict[int, list[str]] = {}
         self.friends_told = 0
+        self.messages: dict[int, list[Message]] = {}
         self.round = 0
         self._genres: dict[int, list[str]] = {}
 
     def page(
         self, user: int, items: NDArray[np.int32], ids: Sequence[str], *, brief: bool = False
-    ) -> tuple[Message, ...]:
+    ) -> tuple[ChatMessage, ...]:
         """The messages that ask one user about one page.
 
         Args:
@@ -136,7 +151,7 @@ class PagePrompt:
             items=[self._item(int(item), name, shows_others, brief) for item, name in zip(items, ids, strict=True)],
             synopsis_length=self.synopsis_length,
         )
-        return (self.system, Message("user", f"{self.person(user, items, brief=brief)}\n\n{slate}"))
+        return (self.system, ChatMessage("user", f"{self.person(user, items, brief=brief)}\n\n{slate}"))
 
     def person(self, user: int, items: NDArray[np.int32], *, brief: bool = False) -> str:
         """Profile and memory of one user; `items` are what is on the user's mind, and decide what is recalled."""
@@ -224,19 +239,27 @@ class PagePrompt:
             )
         ]
 
-    def _heard(self, user: int) -> list[Recalled]:
-        """What friends say: lines of the memory, marked as theirs."""
+    def told(self, user: int, round: int) -> list[Message]:
+        """What a user hears in a round, `friends_told` messages at most: what was said to it first, chats before posts,
+        then what friends picked, the newest first and friends in turn."""
         friends = self.dataset.friends
         if not self.friends_told or friends is None:
             return []
-        told = said(self.population, friends, user, self.round, 1)[: self.friends_told]
+        picks = said(self.population, friends, user, round, 1)
+        messages = [*self.messages.get(user, ()), *(Message("pick", *pick, "") for pick in picks)]
+        return messages[: self.friends_told]
+
+    def _heard(self, user: int) -> list[Recalled]:
+        """What friends say: lines of the memory, marked as theirs."""
         return [
             Recalled(
                 when="heard since",
-                title=self.title(item),
-                what="picked by a friend" + ("" if math.isnan(rating) else f", who rated it {self.stars(rating):.2g}"),
+                title=message.text or self.title(message.item),
+                what=f"{_HEARD[message.kind]} by a friend"
+                + (f" about {quote(self.title(message.item), 80)}" if message.text else "")
+                + ("" if math.isnan(message.rating) else f", who rated it {self.stars(message.rating):.2g}"),
             )
-            for _, item, rating in told
+            for message in self.told(user, self.round)
         ]
 
     def _recalled(self, user: int, events: Events, items: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -6,8 +6,8 @@ pages on the last rung stop the run. What users then do with the scores is not k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from agents.llm.answers import PageScores, page_schema, parse_page
 from agents.llm.prompt import PagePrompt
 from simenv.language_models import LanguageModel, Message, Request, UnansweredError, run
 from simenv.language_models.ladder import climb, count_fallbacks, side_by_side
-from simenv.language_models.quoting import opaque_ids
+from simenv.language_models.quoting import Templates, opaque_ids
 from simenv.language_models.repair import without_wrapping
 from simenv.randomness import Key, Purpose, uniforms
 
@@ -35,14 +35,21 @@ class Estimate:
     common_prefix: float  # share of the prompt that is the same for everyone
     dollars: float  # of the run, by the prices given
     counted: str  # how prompt tokens were counted
+    further: Mapping[str, tuple[int, float, float]] = field(default_factory=dict)  # what else is asked: calls at most,
+    # prompt and completion tokens a call; their price is in `dollars`
 
     def __str__(self) -> str:
         total = self.pages * (self.prompt_tokens + self.completion_tokens)
+        total += sum(calls * (prompt + completion) for calls, prompt, completion in self.further.values())
+        beside = "".join(
+            f"; at most {calls:,} {what}, one call each: {prompt:,.0f} prompt tokens and {completion:,.0f} of answer"
+            for what, (calls, prompt, completion) in self.further.items()
+        )
         return (
             f"{self.prompt}\n\n{self.pages:,} pages, one call each: {self.prompt_tokens:,.0f} prompt tokens a page "
             f"({self.counted}; {self.common_prefix:.0%} the same for everyone), about {self.completion_tokens:,.0f} "
-            f"completion tokens without reasoning; {total:,.0f} tokens, ${self.dollars:,.2f} by llm.price_prompt and "
-            "llm.price_completion, second attempts not included"
+            f"completion tokens without reasoning{beside}; {total:,.0f} tokens, ${self.dollars:,.2f} by "
+            "llm.price_prompt and llm.price_completion, second attempts not included"
         )
 
 
@@ -162,30 +169,33 @@ class PageScorer:
             counted=counted[0][1],
         )
 
-    def tell(self, template: str, users: Sequence[int], slates: NDArray[np.int32], key: Key) -> list[tuple[int, str]]:
+    def tell(
+        self,
+        template: str,
+        users: Sequence[int],
+        slates: NDArray[np.int32],
+        key: Key,
+        *,
+        prompts: Templates | None = None,
+        values: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[tuple[int, str]]:
         """What users say in their own words, as (user, text) in the order given; without those who gave no answer.
 
         Args:
-            template: ``reflection`` or ``interview``.
+            template: such as ``reflection`` or ``interview``.
             users: rows of the population, n of them.
             slates: (n, K), the page they have just seen.
             key: seed, round and page.
+            prompts: where the template is; None = among those of pages.
+            values: what each of the n needs beside the person.
         """
         said: dict[int, str] = {}
 
         async def one(row: int) -> None:
-            items = slates[row][slates[row] >= 0]
-            if not len(items):
+            if not (slates[row] >= 0).any():
                 return
-            person = self.page_prompt.person(users[row], items)
-            prompts = self.page_prompt.prompts
-            request = Request(
-                messages=(Message("user", prompts.render(template, person=person)),),
-                max_tokens=self.max_tokens or 200,
-                temperature=self.temperature,
-                prompt_version=prompts.version,
-                label=f"round {key.round}, page {key.page}, user {users[row]}, {template}",
-            )
+            given = {} if values is None else values[row]
+            request = self.request_of(template, users[row], slates[row], key, prompts=prompts, values=given)
             try:
                 said[row] = without_wrapping((await self.language_model.complete(request)).text)
             except UnansweredError as error:
@@ -195,6 +205,27 @@ class PageScorer:
         run(side_by_side(self.language_model, one, range(len(users))))
         run(self.language_model.commit())
         return [(users[row], text) for row, text in sorted(said.items())]
+
+    def request_of(
+        self,
+        template: str,
+        user: int,
+        slate: NDArray[np.int32],
+        key: Key,
+        *,
+        prompts: Templates | None,
+        values: Mapping[str, Any],
+    ) -> Request:
+        """What is asked of one user in `tell`."""
+        prompts = self.page_prompt.prompts if prompts is None else prompts
+        person = self.page_prompt.person(user, slate[slate >= 0])
+        return Request(
+            messages=(Message("user", prompts.render(template, person=person, **values)),),
+            max_tokens=self.max_tokens or 200,
+            temperature=self.temperature,
+            prompt_version=prompts.version,
+            label=f"round {key.round}, page {key.page}, user {user}, {template}",
+        )
 
     async def _score_page(self, user: int, items: NDArray[np.int32], key: Key) -> PageScores | None:
         """The ladder for one page; None = no usable answer."""

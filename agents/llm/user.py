@@ -24,10 +24,12 @@ from agents.llm.calibration import Calibration, OwnRatings
 from agents.llm.memory import Retrieval
 from agents.llm.prompt import OthersRatings, PagePrompt
 from agents.llm.scorer import Estimate, PageScorer
+from agents.llm.talk import Talk
 from agents.llm.templates import COMPACT, Prompts
 from agents.population.rows import Dynamics
 from simenv.datasets.base import Dataset, LongArray, Tastes
 from simenv.errors import ConfigError
+from simenv.heard import Heard
 from simenv.language_models import LanguageModel
 from simenv.language_models.quoting import plain
 from simenv.randomness import Key, Purpose, uniforms
@@ -48,6 +50,8 @@ class LLMOptions:
     attributes: Sequence[str] = ("gender", "age", "occupation")
     synopsis_length: int = 80
     friends_told: int = 0
+    posts: float = 0.0
+    chats: float = 0.0
     base_rate: float = 0.1
     temperature: float = 0.0
     max_tokens: int | None = None
@@ -61,6 +65,11 @@ class LLMOptions:
         require(self.titles in TITLES, "titles", self.titles, f"one of {', '.join(TITLES)}")
         require(self.synopsis_length >= 0, "synopsis_length", self.synopsis_length, "a number of characters >= 0")
         require(self.friends_told >= 0, "friends_told", self.friends_told, "a number of picks >= 0")
+        for option in ("posts", "chats"):
+            value = getattr(self, option)
+            require(0 <= value <= 1, option, value, "a share in [0, 1]")
+            heard = value == 0 or self.friends_told > 0
+            require(heard, option, value, "0, or agent.friends_told above 0: nobody would hear of it")
         require(0 < self.base_rate < 1, "base_rate", self.base_rate, "a share in (0, 1)")
         require(self.temperature >= 0, "temperature", self.temperature, "a number >= 0")
         enough = self.max_tokens is None or self.max_tokens > 0
@@ -90,6 +99,9 @@ class LLMUser(UserModel):
         synopsis_length: characters of an item's description in the prompt.
         friends_told: picks and ratings of friends in the round before that a user is told at most, friends in turn, as
             acquaintances of RecAgent's users tell them (Wang et al. 2023); 0 = none. Needs a data set with friends.
+        posts: chance that a user who picked something on a page writes a post about it, a call, which all friends are
+            told in the next round; counts towards `friends_told`. Needs a model that writes.
+        chats: likewise, that it is talked about with one friend, a call for both sides.
         base_rate: share of shown items a user picks, as told to the model.
         temperature: of the answers.
         max_tokens: longest answer; None = enough for the page. Raise it for models that think aloud.
@@ -131,6 +143,8 @@ class LLMUser(UserModel):
         self.attributes = tuple(given.attributes)
         self.synopsis_length = given.synopsis_length
         self.friends_told = given.friends_told
+        self.posts, self.chats = given.posts, given.chats
+        self._edited = prompts
         self.base_rate = given.base_rate
         self.temperature = given.temperature
         self.max_tokens = given.max_tokens
@@ -180,6 +194,14 @@ class LLMUser(UserModel):
         self._scorer.page_prompt.others = self._others.means()
         self._pages = np.zeros(dataset.n_users, np.int32)
         self.interviews = []
+        self._talk = self._new_talk()
+
+    def _new_talk(self) -> Talk | None:
+        """Posts and chats, in words; None = there are none."""
+        if self.posts + self.chats == 0 or self._dataset.friends is None:
+            return None
+        edited = None if self._edited == COMPACT else self._edited
+        return Talk(self._scorer, self._dataset.friends, posts=self.posts, chats=self.chats, prompts=edited)
 
     def _new_scorer(self) -> PageScorer:
         page_prompt = PagePrompt(
@@ -208,8 +230,15 @@ class LLMUser(UserModel):
         self._remember(users, slates, responses, key)
         return responses
 
+    def _hear(self, users: LongArray, slates: NDArray[np.int32], key: Key) -> Heard:
+        prompt = self._scorer.page_prompt
+        rows = [(user, *message) for user in users.tolist() for message in prompt.told(user, key.round)]
+        return Heard.of(rows, key.round, key.page)
+
     def end_round(self, round: int) -> None:
         self.embedded.end_round(round)
+        if self._talk is not None:
+            self._talk.end_round()
         self._scorer.page_prompt.others = self._others.means()
 
     def forget(self, users: NDArray[Any], start: dict[str, NDArray[Any]]) -> None:
@@ -236,6 +265,7 @@ class LLMUser(UserModel):
         other.embedded = copy.copy(self.embedded)
         other.embedded.population = other.population
         other._scorer = other._new_scorer()
+        other._talk = other._new_talk()
         other._others = copy.copy(self._others)
         other._set_own_state(self._own_state())
         return other
@@ -257,6 +287,8 @@ class LLMUser(UserModel):
             "transcript": self.transcript,
             "ledger": self.language_model.ledger.as_dict(),
         }
+        if self._talk is not None:
+            written["talk"] = self._talk.state()
         return {
             "llm_pages": self._pages.copy(),
             "llm_rating_sums": self._others.sums.copy(),
@@ -273,6 +305,8 @@ class LLMUser(UserModel):
         prompt.others = state["llm_others"].copy()
         prompt.digests, prompt.notes = dict(texts["digests"]), dict(texts["notes"])
         self.interviews = texts["interviews"]
+        if self._talk is not None:
+            self._talk.restore(texts["talk"])
         self._scorer.transcript = texts.get("transcript", [])  # checkpoints of before have none
         ledger, spent = self.language_model.ledger, texts["ledger"]["total"]
         # money stays spent: a snapshot of this process's past does not refund it, a resumed run takes it over
@@ -324,7 +358,8 @@ class LLMUser(UserModel):
             key: seed, round and page.
             pages: of the whole run.
         """
-        return self._scorer.estimate(users, slates, key, pages=pages)
+        estimate = self._scorer.estimate(users, slates, key, pages=pages)
+        return estimate if self._talk is None else self._talk.estimated(estimate, users, slates, pages=pages)
 
     def _act(
         self,
@@ -360,6 +395,8 @@ class LLMUser(UserModel):
             due = pages % self.reflection_every == 0
             for user, text in self._scorer.tell("reflection", users[due].tolist(), slates[due], key):
                 prompt.notes[user] = [*prompt.notes.get(user, []), plain(text, 240)][-NOTES_KEPT:]
+        if self._talk is not None:
+            self._talk.after(users, slates, responses, key)
         if self.exit_interview:
             left = responses.exited
             for user, text in self._scorer.tell("interview", users[left].tolist(), slates[left], key):

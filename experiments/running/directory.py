@@ -133,7 +133,7 @@ class RunDirectory:
     def _results(self) -> list[Path]:
         """What a report or another experiment reads: not the page, nor the figures that come with it."""
         found = [self.path / name for name in _RESULTS]
-        for folder, suffix in (("events", ".parquet"), ("tables", ".csv"), ("figures", ".json")):
+        for folder, suffix in (("events", ".parquet"), ("heard", ".parquet"), ("tables", ".csv"), ("figures", ".json")):
             if (self.path / folder).is_dir():
                 found += [path for path in (self.path / folder).iterdir() if path.suffix == suffix]
         found += [path.with_suffix(".png") for path in found if path.parent.name == "figures"]

@@ -24,6 +24,7 @@ from simenv.candidates import Candidates
 from simenv.errors import GateError, RunDirectoryError, SimenvError
 from simenv.events import ROWS_PER_FILE, Events, EventWriter, read_events
 from simenv.files import checksums, damaged, read_sealed, write_sealed, write_whole
+from simenv.heard import Heard, HeardWriter
 from simenv.metrics.table import MetricRow, metric_rows
 from simenv.platform import Platform
 from simenv.slates import asks_model
@@ -65,13 +66,10 @@ class JobRun:
             course=design.make_course(job.arm),
         )
         page_rows = max(1, world.dataset.n_users * design.schedule.slate_size * design.schedule.max_pages)
-        self.writer = EventWriter(
-            folder / "events",
-            seed=job.seed,
-            arm=job.arm,
-            mode=job.mode,
-            rounds_per_file=max(1, ROWS_PER_FILE // page_rows),
-        )
+        named: dict[str, Any] = {"seed": job.seed, "arm": job.arm, "mode": job.mode}
+        named["rounds_per_file"] = max(1, ROWS_PER_FILE // page_rows)
+        self.writer = EventWriter(folder / "events", **named)
+        self.heard = HeardWriter(folder / "heard", **named) if users.hears_friends else None
         self.probe = design.make_probe()
         self.rows: list[MetricRow] = []
         self.metrics = design.make_metrics()
@@ -92,7 +90,7 @@ class JobRun:
             try:
                 steps = self._round()
             except SimenvError:
-                self.writer.close(self.platform.round)
+                self._close(self.platform.round)
                 self._write_metrics()
                 raise
             report(1, steps)
@@ -113,6 +111,8 @@ class JobRun:
         assert events is not None
         kept = round_ % self.design.record_every == 0 or round_ == self.design.rounds - 1
         self.writer.append(events if kept else Events.empty(), round_)
+        if self.heard is not None:
+            self.heard.append(platform.round_heard if kept else Heard.empty(), round_)
         if kept:
             self._measure(events, round_)
         self.recent.append(events.take(np.flatnonzero(events.clicked)))  # longer windows look at clicks only
@@ -137,6 +137,8 @@ class JobRun:
         shutil.rmtree(partial, ignore_errors=True)
         self.platform.save(partial / "platform")
         arrays: dict[str, Any] = _event_arrays("pending", Events.concat([Events.empty(), *self.writer.pending]))
+        if self.heard is not None:
+            arrays |= _event_arrays("heard", Heard.concat(self.heard.pending))
         for place, events in enumerate(self.recent):
             arrays |= _event_arrays(f"recent{place}", events)
         np.savez(partial / "events.npz", **arrays)
@@ -159,7 +161,8 @@ class JobRun:
 
     def _event_sums(self) -> dict[str, str]:
         """Checksums of the event files so far; each is read once."""
-        new = [path for path in self.writer.files() if path not in self._summed]
+        written = self.writer.files() + ([] if self.heard is None else self.heard.files())
+        new = [path for path in written if path not in self._summed]
         self._summed |= dict(zip(new, checksums(self.run, new).values(), strict=True))
         return {path.relative_to(self.run).as_posix(): digest for path, digest in self._summed.items()}
 
@@ -173,7 +176,7 @@ class JobRun:
         """
         meta = read_checked(checkpoints[-1], self.run) if (checkpoints := self._checkpoints()) else None
         if meta is None:
-            self.writer.restart(0, Events.empty())
+            self._restart(0, Events.empty(), Heard.empty())
             return
         folder = checkpoints[-1]
         if meta["digest"] != self.digest:
@@ -181,13 +184,24 @@ class JobRun:
         self.platform.load(folder / "platform")
         with np.load(folder / "events.npz", allow_pickle=False) as stored:
             pending = _events_from(stored, "pending")
+            heard = Heard.empty() if self.heard is None else _events_from(stored, "heard", Heard)
             self.recent.extend(_events_from(stored, f"recent{place}") for place in range(meta["recent"]))
         self.rows = [MetricRow(*row) for row in json.loads((folder / "rows.json").read_text())]
         self.seconds = meta["seconds"]
-        self.writer.restart(self.platform.round, pending)
+        self._restart(self.platform.round, pending, heard)
+
+    def _restart(self, round: int, pending: Events, heard: Heard) -> None:
+        self.writer.restart(round, pending)
+        if self.heard is not None:
+            self.heard.restart(round, heard)
+
+    def _close(self, rounds: int) -> None:
+        self.writer.close(rounds)
+        if self.heard is not None:
+            self.heard.close(rounds)
 
     def _finish(self) -> None:
-        self.writer.close(self.design.rounds)
+        self._close(self.design.rounds)
         self._check_log_growth()
         self._write_metrics()
         done: dict[str, Any] = {"digest": self.digest, "seconds": self.seconds}
@@ -279,9 +293,9 @@ def read_checked(folder: Path, run: Path) -> dict[str, Any] | None:
     return meta
 
 
-def _event_arrays(name: str, events: Events) -> dict[str, Any]:
-    return {f"{name}.{f.name}": getattr(events, f.name) for f in fields(Events)}
+def _event_arrays(name: str, events: Events | Heard) -> dict[str, Any]:
+    return {f"{name}.{f.name}": getattr(events, f.name) for f in fields(events)}
 
 
-def _events_from(stored: Any, name: str) -> Events:
-    return Events(**{f.name: stored[f"{name}.{f.name}"] for f in fields(Events)})
+def _events_from(stored: Any, name: str, rows: Any = Events) -> Any:
+    return rows(**{f.name: stored[f"{name}.{f.name}"] for f in fields(rows)})

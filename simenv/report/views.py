@@ -168,6 +168,8 @@ def links(run: RunData) -> list[dict[str, str]]:
     found += [{"href": f"tables/{name}.csv", "text": f"tables/{name}.csv"} for name in run.tables]
     if run.event_files:
         found.append({"href": "events/", "text": f"events/ ({len(run.event_files)} Parquet files)"})
+    if (run.folder / "heard").is_dir():
+        found.append({"href": "heard/", "text": "heard/ (what users heard from each other)"})
     folders = [f"regimes/{name}/" for name in run.regimes] + [f"user_models/{name}/" for name in run.user_models]
     found += [{"href": name, "text": name} for name in folders]
     told = ["report.md", "report.json", *(["claims.tex"] if run.claims else [])]  # written with the page
