@@ -93,7 +93,9 @@ def check_finished(folder: Path) -> None:
             files = {name: digest for name, digest in files.items() if not name.startswith(f"{kind}/")}
         for log in sorted((folder / kind).rglob("*.parquet")):
             if log.relative_to(folder).as_posix() not in files:  # its rows would be counted
-                raise RunDirectoryError(f"{log}: not of this run; expected what the run was finished with: move it away")
+                raise RunDirectoryError(
+                    f"{log}: not of this run; expected what the run was finished with: move it away"
+                )
     if (path := damaged(folder, files)) is not None:
         what = "damaged" if path.is_file() else "missing"
         raise RunDirectoryError(f"{path}: {what}; expected what the run was finished with")
