@@ -206,7 +206,8 @@ def _options_below(parent: str, arguments: Sequence[str]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None, called: str = "simenv run") -> int:
     """Play an experiment; the exit code is 0 done, 2 bad input, 3 budget exhausted, 130 interrupted.
 
-    The last two lines on stdout are the run directory and the address of its page.
+    The last two lines on stdout are the run directory and the address of its page; after a sweep's runs follows the
+    address of the sweep's own page.
 
     Args:
         arguments: what follows the command; None = those of this process.
