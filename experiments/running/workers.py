@@ -135,7 +135,7 @@ def _run_in_pool(
     stop_event = context.Event()
     makers = {part.world(seed): part.design for part in parts for seed in part.design.seeds}
     places = {made: scratch / f"world-{number}.pickle" for number, made in enumerate(makers)}
-    with _one_thread_each(), _stop_on_signal() as stop:
+    with one_thread_each(), _stop_on_signal() as stop:
         pool = ProcessPoolExecutor(
             max_workers=workers,
             mp_context=context,
@@ -269,7 +269,7 @@ def _check_seed(design: Design, folder: Path, world: Path) -> list[str]:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Processes are the parallelism: libraries in them get one thread."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
