@@ -37,7 +37,7 @@ class Settings(course.Settings):
 
     Attributes:
         split: ``last`` (the last interaction of each user is the target, the one before it is in the input), ``time``,
-            ``cold_items`` or ``cold_users``, see `simenv.datasets.splits`.
+            ``cold_items``, ``cold_users`` or ``random``, see `simenv.datasets.splits`.
         target: what is asked for: ``ranking`` of the whole catalogue, of ``candidates99`` and the target, or the
             ``rating`` of the target, see `recommenders.evaluation.offline.measured`.
         save_models: each arm, fitted with the first seed, is kept in ``models/<arm>``.
@@ -65,7 +65,7 @@ class Settings(course.Settings):
     def data(self) -> tuple[Dataset, Split]:
         """The data set, and what is known and asked of it."""
         dataset = self.design.load_dataset(self.design.seed)
-        return dataset, SPLITS[self.split](dataset.interactions)
+        return dataset, SPLITS[self.split](dataset)
 
     def designs(self) -> dict[str, Design]:
         """Nothing is played."""

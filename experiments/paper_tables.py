@@ -1,9 +1,9 @@
 """paper_tables: a published table with our rows in it, and today's plain rows beside them.
 
-``conf/paper_table/<NAME>.yaml`` is a table of settings: the protocol, the metrics, and for each published row its figures, as
-printed, and which recommender of ours stands for it. A row of ours is fitted once per seed and kept as a *cell*, a file
-under the fingerprint of everything that decides it, so that tables share cells, and one that was interrupted goes on.
-There is no simulated user here.
+``conf/paper_table/<NAME>.yaml`` is a table of settings: the protocol, the metrics, and for each published row its
+figures, as printed, and which recommender of ours stands for it. A row of ours is fitted once per seed and kept as a
+*cell*, a file under the fingerprint of everything that decides it, so that tables share cells, and one that was
+interrupted goes on. There is no simulated user here.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class Settings(course.Settings):
     def data(self) -> tuple[Dataset, Split]:
         """The data set, and what is known and asked of it."""
         dataset, protocol = self.design.load_dataset(self.design.seed), self.described.protocol
-        split = SPLITS[protocol.split](dataset.interactions)
+        split = SPLITS[protocol.split](dataset)
         if protocol.judged_users is not None and protocol.judged_users < len(split.users):
             rng = np.random.default_rng([self.design.seed, 0x7AB1E])
             rows = np.sort(rng.choice(len(split.users), protocol.judged_users, replace=False))
@@ -311,7 +311,8 @@ def _fitted(settings: Settings, groups: Sequence[tuple[TableRow, ...]], workers:
     if workers <= 1 or len(groups) <= 1:
         for group in groups:
             if not is_over():
-                yield _fit(settings, group)
+                _fit(settings, group)
+                yield
         return
     left = iter(groups)
     with one_thread_each(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:

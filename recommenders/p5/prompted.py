@@ -123,6 +123,8 @@ class P5(GenerativeRecommender):
         super().bind_dataset(dataset)
         if {"explanation", "review"} & set(self.book.families):
             self._reviewer = reviewer_of(dataset)
+            if self._reviewer is None and dataset.reviews is not None:
+                self.reviews = dataset.reviews
         if self.fair is not None:
             self._attribute = _attribute(dataset, self.fair.attribute)
         self._known = {name: _known(dataset, name, "asking.describe") for name in self.asking.describe}

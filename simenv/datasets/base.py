@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from simenv.numeric import BoolArray as BoolArray
 from simenv.numeric import FloatArray as FloatArray
 from simenv.numeric import IntArray as IntArray
 from simenv.numeric import LongArray as LongArray
+
+if TYPE_CHECKING:
+    from simenv.datasets.reviews import Reviews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +209,7 @@ class Dataset:
     tastes: Tastes | None = None  # the truth, where there is one
     holdout: Interactions | None = None  # kept from everyone; feeds ndcg@10 and recall@10
     friends: Friends | None = None  # who knows whom, where that is known
+    reviews: Reviews | None = None  # what users wrote of items of the interactions, where that is known
 
     def __post_init__(self) -> None:
         log = self.interactions
@@ -230,8 +234,11 @@ class Dataset:
         return self.catalog.n_items
 
     def replace_interactions(self, log: Interactions) -> Dataset:
-        """The same data set with another log of the same users and items, and nothing held out."""
-        return replace(self, interactions=log, holdout=None)
+        """The same data set with another log of the same users and items, and nothing held out; reviews of pairs that
+        are not in it go.
+        """
+        reviews = None if self.reviews is None else self.reviews.about(log)
+        return replace(self, interactions=log, holdout=None, reviews=reviews)
 
     def take_users(self, rows: LongArray) -> Dataset:
         """The same data set with these users only, renumbered in this order."""
@@ -253,6 +260,7 @@ class Dataset:
             user_attributes={name: values[rows] for name, values in self.user_attributes.items()},
             tastes=tastes,
             friends=None if self.friends is None else self.friends.take(rows),
+            reviews=None if self.reviews is None else self.reviews.renumbered(users=to_new),
         )
 
     def sample_users(self, n: int, seed: int) -> Dataset:
@@ -284,6 +292,7 @@ class Dataset:
             interactions=replace(kept, items=to_new[kept.items], n_items=len(rows)),
             tastes=None,
             holdout=None,
+            reviews=None if self.reviews is None else self.reviews.renumbered(items=to_new),
         )
 
     def reduced(self, *, n_users: int | None, n_items: int | None, seed: int) -> Dataset:

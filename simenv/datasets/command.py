@@ -15,7 +15,7 @@ from simenv.errors import ConfigError, did_you_mean
 
 OWN_FILES = {
     "synthetic": "made by code, no files",
-    "amazon": "dataset.root=FOLDER with <Name>.txt of item sequences",
+    "amazon": "dataset.root=FOLDER with <Name>.txt of item sequences, or reviews (.jsonl, .json.gz)",
     "tabular": "dataset.root=FILE, your own CSV or Parquet",
 }
 
@@ -28,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fetch = actions.add_parser("fetch", help="download one from its publisher, with its checksum")
     fetch.add_argument("name", help=f"one of {', '.join(FILES)}")
     check = actions.add_parser(
-        "check", help="what `dataset=tabular` would read from a file: counts, spans, what is left out"
+        "check", help="what would be read from a file, a table or Amazon reviews: counts, spans, what is left out"
     )
-    check.add_argument("file", help="a table of interactions")
+    check.add_argument("file", help="a table of interactions (as dataset=tabular), or .json lines of Amazon reviews")
     check.add_argument("options", nargs="*", metavar="KEY=VALUE", help="as of dataset=tabular, e.g. rating=stars")
     options = parser.parse_args(arguments)
     if options.action == "fetch":
@@ -41,12 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         print(find(options.name))
     elif options.action == "check":
-        from simenv.datasets import check as read  # polars comes with it
-
-        print("\n".join(read(options.file, **_parsed(options.options))))
+        print("\n".join(_checked(Path(options.file), _parsed(options.options))))
     else:
         print("\n".join(overview()))
     return 0
+
+
+def _checked(file: Path, options: dict[str, Any]) -> list[str]:
+    """What would be read from a file, in lines: as Amazon reviews where it holds JSON, else as a table."""
+    from simenv.datasets import amazon, check  # polars comes with it
+    from simenv.datasets.tabular import described
+
+    if {".json", ".jsonl"} & set(file.suffixes):
+        return described(amazon(root=str(file.parent), file=file.name, **options))
+    return check(file, **options)
 
 
 def _parsed(pairs: Sequence[str]) -> dict[str, Any]:

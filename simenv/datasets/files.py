@@ -40,7 +40,7 @@ def locate(name: str, files: Sequence[str], *, root: str | None, archive: Archiv
     Args:
         name: the data set's name, which is also its folder's in ``$SIMENV_DATA`` and in the cache. In ``$SIMENV_DATA``
             a single folder ``<name>-...`` is taken where ``<name>`` itself is absent.
-        files: names or glob patterns of the files that must be there.
+        files: names or glob patterns of the files that must be there; ``a|b`` is either.
         root: the folder, if the user names one; nothing else is then tried.
         archive: what to download when no folder is known; None = the publisher has no direct link.
 
@@ -59,7 +59,7 @@ def locate(name: str, files: Sequence[str], *, root: str | None, archive: Archiv
     if archive is None:
         raise DataError(f"{name}: no files and no direct download; {put}")
     cached = cache_folder() / name
-    if not all(any(cached.glob(file)) for file in files):
+    if not all(_has(cached, file) for file in files):
         try:
             _fetch(archive, cached)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
@@ -80,7 +80,11 @@ def found(name: str, files: Sequence[str]) -> Path | None:
     shelf = os.environ.get("SIMENV_DATA")
     folder = _on_shelf(name, Path(shelf).expanduser()) if shelf else None
     folder = folder or cache_folder() / name
-    return folder if all(any(folder.glob(file)) for file in files) else None
+    return folder if all(_has(folder, file) for file in files) else None
+
+
+def _has(folder: Path, file: str) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in file.split("|"))
 
 
 def _on_shelf(name: str, shelf: Path) -> Path | None:
@@ -96,13 +100,14 @@ def _on_shelf(name: str, shelf: Path) -> Path | None:
 def _complete(name: str, folder: Path, files: Sequence[str], told_by: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"{name}: {told_by} names {folder}, which is no folder; expected one with {_listed(files)}")
-    missing = [file for file in files if not any(folder.glob(file))]
+    missing = [file for file in files if not _has(folder, file)]
     if missing:
         raise DataError(f"{name}: {folder} has no {_listed(missing)}; expected {_listed(files)} there")
     return folder
 
 
 def _listed(names: Sequence[str]) -> str:
+    names = [name.replace("|", " or ") for name in names]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

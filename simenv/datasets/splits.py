@@ -186,6 +186,24 @@ def cold_users(log: Interactions, *, share: float = 0.1, known: int = 1, seed: i
     return _split("cold-users", log.take(~late), log.take(late))
 
 
+def random_share(log: Interactions, groups: LongArray, *, share: float = 0.1, seed: int = 0) -> Split:
+    """A seeded `share` of the groups of interactions is kept back, whole; P5 tests ratings and explanations like this.
+
+    Args:
+        log: the interactions.
+        groups: (n,) whole numbers; interactions of one group, such as those under which one text was pasted, stay
+            together.
+        share, seed: of the groups that are kept back.
+    """
+    late = np.isin(groups, _some(np.unique(groups), share, seed))
+    return _split("random", log.take(~late), log.take(late))
+
+
+def _random(dataset: Dataset) -> Split:
+    log, reviews = dataset.interactions, dataset.reviews
+    return random_share(log, np.arange(len(log)) if reviews is None else reviews.groups(log))
+
+
 def _some(rows: LongArray, share: float, seed: int) -> LongArray:
     """A seeded share of these rows, at least one."""
     if not 0 < share < 1:
@@ -216,13 +234,14 @@ def _split(name: str, train: Interactions, held: Interactions, *, repeats: bool 
     )
 
 
-SPLITS: Mapping[str, Callable[[Interactions], Split]] = {
-    "last": leave_one_out,
-    "time": global_time_split,
-    "cold_items": cold_items,
-    "cold_users": cold_users,
-    "leave_one_out": leave_one_out,  # as runs of before have it
-    "global_time": global_time_split,
+SPLITS: Mapping[str, Callable[[Dataset], Split]] = {
+    "last": lambda dataset: leave_one_out(dataset.interactions),
+    "time": lambda dataset: global_time_split(dataset.interactions),
+    "cold_items": lambda dataset: cold_items(dataset.interactions),
+    "cold_users": lambda dataset: cold_users(dataset.interactions),
+    "random": _random,
+    "leave_one_out": lambda dataset: leave_one_out(dataset.interactions),  # as runs of before have it
+    "global_time": lambda dataset: global_time_split(dataset.interactions),
 }
 
 

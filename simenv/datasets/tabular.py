@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from simenv import checks
 from simenv.datasets.base import Catalog, Dataset, RatingScale
 from simenv.datasets.raw import RawRatings, numbered_items, only_consumed
+from simenv.datasets.reviews import Reviews, written
 from simenv.datasets.tables import Table
 from simenv.errors import ConfigError, DataError
 from simenv.records import record
@@ -26,6 +27,8 @@ USER = ("user", "userid", "uid", "customer", "customerid", "reviewerid", "userid
 ITEM = ("item", "itemid", "iid", "movieid", "videoid", "artistid", "trackid", "productid", "asin", "businessid", "sku")
 RATING = ("rating", "ratings", "score", "overall")
 TIME = ("time", "timestamp", "date", "datetime", "createdat", "unixreviewtime")
+REVIEW = ("review", "reviewtext", "reviewbody")
+SUMMARY = ("summary", "reviewsummary", "reviewtitle")
 TITLE = ("title", "name", "itemname", "movietitle")
 MOST_GROUPS = 20  # different values of a column of users that is taken for an attribute
 DUPLICATES = ("error", "first", "last", "sum")
@@ -45,6 +48,9 @@ class TabularOptions:
         skip: lines of `interactions` before its table.
         user, item: columns of `interactions`; ids are read as text. None = the column that goes by a usual name.
         rating: column of ratings, blank = consumed without one; None = no ratings; ``auto`` = a usual name or none.
+        review: column with what the user wrote; None = none; ``auto`` = a usual name or none. See
+            `simenv.datasets.reviews.written`.
+        summary: column with that in a few words, likewise.
         time: column of numbers, dates or times; None = the file's order; ``auto`` = a usual name, else that order.
         time_format: of dates as text, as for `datetime.strptime`; None = ISO and what can be told from the column.
         time_zone: of dates and times that name none.
@@ -73,6 +79,8 @@ class TabularOptions:
     user: str | None = None
     item: str | None = None
     rating: str | None = "auto"
+    review: str | None = "auto"
+    summary: str | None = "auto"
     time: str | None = "auto"
     time_format: str | None = None
     time_zone: str = "UTC"
@@ -123,10 +131,14 @@ def check(file: str | Path, **options: Any) -> list[str]:
     checks.conform(tabular, options, "dataset.")
     given = {name: value for name, value in options.items() if name not in ("n_users", "n_items", "seed")}
     data, notes = _load(record(TabularOptions(), given | {"interactions": str(file)}, "dataset"))
+    return [*notes, *described(data)]
+
+
+def described(data: Dataset) -> list[str]:
+    """Counts and spans of a data set, in lines."""
     log = data.interactions
     counts, of_items = log.user_counts(), log.item_counts()
     lines = [
-        *notes,
         f"{len(log):,} interactions of {data.n_users:,} users with {data.n_items:,} items, "
         f"{100 * len(log) / data.n_users / data.n_items:.3g} % of all pairs",
         f"interactions a user: {counts.min()} to {counts.max():,}, median {np.median(counts):g}; "
@@ -140,6 +152,8 @@ def check(file: str | Path, **options: Any) -> list[str]:
         else "ratings: none"
     )
     catalog = data.catalog
+    if data.reviews is not None:
+        lines += data.reviews.told()
     lines.append(f"genres: {catalog.n_genres}; texts: {sum(map(bool, catalog.texts)):,} items")
     for name, values in data.user_attributes.items():
         lines.append(f"users by {name}: {', '.join(sorted(set(values.tolist())))}")
@@ -172,6 +186,9 @@ def _load(o: TabularOptions) -> tuple[Dataset, list[str]]:
     notes = table.notes
     rating = table.named("rating", None, RATING, needed=False) if o.rating == "auto" else o.rating
     time = table.named("time", None, TIME, needed=False) if o.time == "auto" else o.time
+    review = table.named("review", None, REVIEW, needed=False) if o.review == "auto" else o.review
+    summary = table.named("summary", None, SUMMARY, needed=False) if o.summary == "auto" and review else o.summary
+    summary = None if summary == "auto" else summary
     raw = RawRatings(
         path=path,
         lines=table.lines,
@@ -220,8 +237,27 @@ def _load(o: TabularOptions) -> tuple[Dataset, list[str]]:
         user_ids=tuple(ids.tolist()),
         rating_scale=scale,
         user_attributes=attributes,
+        reviews=None if review is None else _reviews(table, raw, catalog, ids, review, summary),
     )
     return whole, notes
+
+
+def _reviews(
+    table: Table, raw: RawRatings, catalog: Catalog, ids: NDArray[np.str_], review: str, summary: str | None
+) -> Reviews | None:
+    """What was written with the rows that are kept, in time order; None where nothing was."""
+    row_of = {line: row for row, line in enumerate(table.lines.tolist())}
+    item_of = {item: row for row, item in enumerate(catalog.item_ids)}
+    order = np.argsort(raw.times, kind="stable")
+    rows = [row_of[line] for line in raw.lines[order].tolist()]
+    texts, short = table.texts(review), table.texts(summary)
+    found = written(
+        np.searchsorted(ids, raw.users[order]),
+        np.array([item_of[item] for item in raw.items[order].tolist()]),
+        [texts[row] for row in rows],
+        [short[row] for row in rows],
+    )
+    return found if len(found) else None
 
 
 def _scale(values: Sequence[float]) -> RatingScale:

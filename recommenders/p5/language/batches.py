@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recommenders.p5.language.prompts import Prompt, PromptBook
-from recommenders.p5.language.text import Rows, TextData
+from recommenders.p5.language.text import REVIEWED, Rows, TextData
 from simenv.datasets.base import LongArray
 from simenv.errors import ConfigError
 
@@ -46,9 +46,9 @@ class PromptBatches:
         return np.repeat(np.arange(self.data.histories.n_users), self.data.histories.lengths)
 
     @cached_property
-    def reviewed(self) -> tuple[LongArray, LongArray]:
-        """Rows of reviews, and the places of their interactions."""
-        return self.data.reviewed()
+    def reviewed(self) -> dict[str, tuple[LongArray, LongArray]]:
+        """Rows of reviews, and the places of their interactions, of each family that learns from them."""
+        return {family: self.data.reviewed(REVIEWED[family]) for family in self.families if family in REVIEWED}
 
     @property
     def steps(self) -> int:
@@ -121,9 +121,10 @@ class PromptBatches:
             places = rated[rng.integers(0, len(rated), len(places))]
         elif family == "direct":
             liked = rng.random(len(places)) < 0.5
-        elif family in ("explanation", "review"):
-            drawn = rng.integers(0, len(self.reviewed[0]), len(places))
-            reviews, places = self.reviewed[0][drawn], self.reviewed[1][drawn]
+        elif family in REVIEWED:
+            known, where = self.reviewed[family]
+            drawn = rng.integers(0, len(known), len(places))
+            reviews, places = known[drawn], where[drawn]
         items = histories.items[places].astype(np.int64)
         return Rows(self.user[places], places, items, histories.ratings[places], liked, reviews)
 

@@ -25,6 +25,7 @@ PAD, END, UNKNOWN = 0, 1, 2  # as in T5's own vocabularies
 USER_BASE = 100  # user ids are written in this base
 MAX_TEXT = 64  # tokens kept of a title, a text, a review
 MAX_SAID = 3  # other reviews quoted in a prompt
+REVIEWED = {"explanation": "explanations", "review": "summaries"}  # family -> what of a review it answers with
 
 
 class Words(Protocol):
@@ -143,17 +144,18 @@ class TextData:
         """Families that can be written from these data, and why the others cannot."""
         skipped: dict[str, str] = {}
         for family in book.families:
-            if family in ("explanation", "review") and not len(self.reviewed()[0]):
+            if family in REVIEWED and not len(self.reviewed(REVIEWED[family])[0]):
                 skipped[family] = "no reviews"
             elif family == "rating" and np.isnan(self.histories.ratings).all():
                 skipped[family] = "no ratings"
         return tuple(family for family in book.families if family not in skipped), skipped
 
-    def reviewed(self) -> tuple[LongArray, LongArray]:
+    def reviewed(self, what: str = "explanations") -> tuple[LongArray, LongArray]:
         """Rows of the reviews that belong to an interaction of these histories, and where in `histories.items` it is.
 
         A review of anything else (what is held out, above all) is not to be learned from, nor one without stars where
-        others have some; where a pair comes twice, the first one counts.
+        others have some, nor a copy, nor one without `what` is asked for; where a pair comes twice, the first one
+        counts.
         """
         if self.reviews is None:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -163,6 +165,8 @@ class TextData:
         wanted = self.reviews.users * histories.n_items + self.reviews.items
         place = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
         rows = np.flatnonzero(keys[place] == wanted) if len(keys) else np.zeros(0, np.int64)
+        said = np.fromiter(map(bool, getattr(self.reviews, what)), np.bool_, len(self.reviews))
+        rows = rows[said[rows] if self.reviews.is_copy is None else said[rows] & ~self.reviews.is_copy[rows]]
         rated = ~np.isnan(histories.ratings[first[place[rows]]])
         rows = rows[rated | ~np.any(~np.isnan(histories.ratings))]
         return rows, first[place[rows]]

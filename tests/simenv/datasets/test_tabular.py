@@ -320,6 +320,25 @@ def test_repeats(tmp_path):
         tabular(interactions=str(path), duplicates="mean")
 
 
+def test_reviews_are_read_beside_the_ratings(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(
+        'user,item,rating,time,reviewText,summary\na,x,5,3,"Good laces, nice.",short\nb,y,1,2,laces broke,\n'
+        'a,y,4,9,"good laces, nice.",\nc,x,3,1,,\nc,y,3,4,the laces,\n'
+    )
+    reviews = tabular(interactions=str(path)).reviews
+    assert reviews.texts == ("laces broke", "Good laces, nice.", "the laces", "good laces, nice.")
+    assert reviews.summaries == ("", "short", "", "")
+    assert reviews.is_copy.tolist() == [False, False, False, True]
+    assert set(reviews.features) == {"laces"}
+    lines = check(path)
+    assert "reviews: 3 texts of 3 users (1 more are copies of one that the user wrote before)" in lines
+    assert "review = reviewText" in " ".join(lines)
+    assert tabular(interactions=str(path), review=None).reviews is None
+    with pytest.raises(DataError, match="no column 'words'"):
+        tabular(interactions=str(path), review="words")
+
+
 def test_graded_feedback_has_a_threshold_and_a_scale(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("user_id,video_id,watch_ratio\n1,7,0.2\n1,8,1.26\n2,7,573.4\n")
