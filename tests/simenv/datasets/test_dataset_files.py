@@ -116,7 +116,9 @@ def test_without_network_and_files_the_message_says_what_to_put_where(name, file
 
 
 def test_amazon_has_no_download():
-    with pytest.raises(DataError, match=r"amazon: no files and no direct download; put \*.txt or reviews.jsonl or .* into a folder"):
+    with pytest.raises(
+        DataError, match=r"amazon: no files and no direct download; put \*.txt or reviews.jsonl or .* into a folder"
+    ):
         load("amazon")
 
 
