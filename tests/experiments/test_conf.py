@@ -82,7 +82,7 @@ def test_agent(name: str) -> None:
 def test_agents_that_ask_a_language_model_say_so(name: str) -> None:
     agent = OmegaConf.to_container(config(f"agent={name}").agent, resolve=True)
     assert isinstance(agent, dict)
-    with pytest.raises(ConfigError, match="expected llm=openai"):
+    with pytest.raises(ConfigError, match="expected llm=smollm2"):
         build(agent, name)
 
 
