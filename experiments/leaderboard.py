@@ -101,7 +101,7 @@ def play(settings: Settings, run: Run) -> None:
         seconds[arm] = judged["seconds"]
         run.table("leaderboard", rows)
     if settings.target == "rating":
-        means = rating_metrics(item_means(split.train)[split.targets], split.ratings)
+        means = rating_metrics(item_means(split.train)[split.held.items], split.held.ratings)
         run.table("leaderboard", [*rows, *table_rows("item mean", [means], True)])
     run.card(
         dataset=dataset.name,

@@ -29,8 +29,10 @@ from experiments.running.course import Row, Run
 from experiments.running.design import Design, Spec, build, without_carrying
 from experiments.running.workers import one_thread_each
 from recommenders.evaluation.offline import TARGETS, measured, table_rows
+from recommenders.evaluation.texts import CORPUS, TEXT_TARGETS, measured_texts
 from simenv import checks
 from simenv.datasets.base import Dataset
+from simenv.datasets.reviews import Reviews, reviewer_of
 from simenv.datasets.splits import SPLITS, Split, leave_one_out
 from simenv.errors import ConfigError
 from simenv.files import read_sealed, write_sealed, write_whole
@@ -67,7 +69,7 @@ class Protocol:
     def __post_init__(self) -> None:
         checks.check_fields(self, "protocol.")
         checks.one_of("protocol.split", self.split, tuple(SPLITS))
-        checks.one_of("protocol.target", self.target, TARGETS)
+        checks.one_of("protocol.target", self.target, (*TARGETS, *TEXT_TARGETS))
         checks.one_of("protocol.validation", self.validation, ("read", "learned"))
         checks.whole("protocol.judged_users", self.judged_users, 2, none=True)
 
@@ -83,6 +85,7 @@ class TableRow:
         options: data set, or ``all`` -> options over those of the arm's yaml.
         ask: what is set on the fitted recommender before it is asked, by name; rows that differ in this alone share
             a fit.
+        target: in place of the protocol's, of another text of the same interactions; None = the protocol's.
         mark: what a reader of the published figures must know.
         why: why there is no row of ours, or what differs in it.
     """
@@ -92,6 +95,7 @@ class TableRow:
     arm: str | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ask: Mapping[str, Any] = field(default_factory=dict)
+    target: str | None = None
     mark: str = ""
     why: str = ""
 
@@ -191,8 +195,16 @@ class Settings(course.Settings):
             rng = np.random.default_rng([self.design.seed, 0x7AB1E])
             rows = np.sort(rng.choice(len(split.users), protocol.judged_users, replace=False))
             taken = {name: getattr(split, name)[rows] for name in ("users", "targets", "ratings")}
-            split = replace(split, **taken)
+            split = replace(split, **taken, held=split.held.take(np.isin(split.held.users, taken["users"])))
         return dataset, split
+
+    @cached_property
+    def reviews(self) -> Reviews | None:
+        """What was written of what is held out; None where nothing is known of it."""
+        dataset, split = self.data
+        if (reviewer := reviewer_of(dataset)) is not None:
+            return reviewer.write(split.held)
+        return None if dataset.reviews is None else dataset.reviews.about(split.held)
 
     @property
     def column(self) -> str:
@@ -225,6 +237,11 @@ class Settings(course.Settings):
         spec = self.design.recommenders[row.arm]
         if "language_model" in spec and spec["language_model"] is None:
             return "asks a language model: recommender_llm=openai"
+        dataset = self.data[0]
+        if self.described.protocol.target in TEXT_TARGETS and self.reviews is None:
+            return f"{dataset.name} has no reviews"
+        if self.described.protocol.target == "rating" and np.isnan(dataset.interactions.ratings).all():
+            return f"{dataset.name} has no ratings"
         return None
 
     def spec(self, row: TableRow) -> dict[str, Any]:
@@ -243,7 +260,7 @@ class Settings(course.Settings):
             "spec": without_carrying(self.spec(row)),
             "ask": dict(row.ask),
             "split": self.data[1].digest(),
-            "protocol": [protocol.target, protocol.validation, protocol.filter_seen],
+            "protocol": [row.target or protocol.target, protocol.validation, protocol.filter_seen],
             "seeds": list(self.design.seeds),
         }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=repr).encode()).hexdigest()
@@ -346,11 +363,17 @@ def _fit(settings: Settings, group: Sequence[TableRow]) -> None:
             started = time.process_time()
             for name, value in row.ask.items():
                 setattr(recommender, name, value)
-            found[row.row].append(measured(recommender, split, protocol.target, protocol.filter_seen, Key(seed)))
+            if protocol.target in TEXT_TARGETS:
+                assert settings.reviews is not None  # else the row is lacking
+                found[row.row].append(measured_texts(recommender, settings.reviews, row.target or protocol.target))
+            else:
+                found[row.row].append(measured(recommender, split, protocol.target, protocol.filter_seen, Key(seed)))
             asked_seconds[row.row] += time.process_time() - started
     for row in group:
         kept = ("metric", "value", "ci_low", "ci_high", "n_users", "n_seeds", "seed_low", "seed_high")
         rows = table_rows(row.row, found[row.row], protocol.filter_seen)
+        for each in rows:
+            each |= {"ci_low": None, "ci_high": None} if each["metric"] in CORPUS else {}
         cell = {
             "rows": [{name: each[name] for name in kept} for each in rows],
             "fit_seconds": round(fit_seconds, 1),
@@ -396,6 +419,8 @@ def verdict(metric: str, published: float | None, ours: Mapping[str, Any]) -> st
     """``reproduced``: the published figure lies in our interval; ``better`` or ``worse``: ours is; empty: one lacks."""
     if published is None or not ours:
         return ""
+    if ours["ci_low"] is None:
+        return ""  # of one figure for all texts
     if ours["ci_low"] <= published <= ours["ci_high"]:
         return "reproduced"
     return "better" if (ours["value"] > published) != (metric in LOWER_IS_BETTER) else "worse"
@@ -439,7 +464,8 @@ def _cell_text(cell: Mapping[str, Any], *, bold: bool) -> str:
     if cell["ours"] is not None:
         shown = _digits(cell["ours"])
         shown = f"**{shown}**" if bold and cell["verdict"] in ("reproduced", "better") else shown
-        parts.append(f"{shown} ({_digits(cell['ci_low'])} to {_digits(cell['ci_high'])})")
+        bounds = cell["ci_low"], cell["ci_high"]
+        parts.append(shown if None in bounds else f"{shown} ({_digits(bounds[0])} to {_digits(bounds[1])})")
     if cell["published"] is not None:
         parts.append(f"[{_digits(cell['published'])}]")
     return " ".join(parts)
@@ -481,7 +507,8 @@ def plot_rows(rows: Sequence[Row], metric: str) -> Figure:
             panel.plot([row["published"]], [place], "x", color="#888888")
         if row["ours"] is not None:
             style = styles[row["row"]]
-            panel.plot([row["ci_low"], row["ci_high"]], [place, place], color=style.color, linewidth=2)
+            if row["ci_low"] is not None:
+                panel.plot([row["ci_low"], row["ci_high"]], [place, place], color=style.color, linewidth=2)
             panel.plot([row["ours"]], [place], color=style.color, marker=style.marker)
     panel.set_yticks(range(len(shown)), [row["row"] for row in shown])
     panel.set_xlabel(metric)

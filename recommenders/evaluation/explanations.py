@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simenv.datasets import wording
-from simenv.datasets.reviews import Aspects, Reviews
+from simenv.datasets.reviews import Aspects, Reviewer, Reviews, pros_and_cons
 from simenv.errors import DataError
 
 Mentions = Sequence[set[tuple[int, int]]]  # (term, sign) per text
@@ -28,7 +28,30 @@ def read(texts: Sequence[str]) -> list[set[tuple[int, int]]]:
     return [set(wording.mentions(text)) for text in texts]
 
 
-def faithfulness(said: Mentions, truth: Aspects) -> dict[str, float]:
+def read_opinions(texts: Sequence[str]) -> list[set[tuple[int, int]]]:
+    """The (term, sign) each text of pros and cons lists (`simenv.datasets.reviews.opinion_text`)."""
+    found = []
+    for text in texts:
+        pros, _, cons = text.lower().partition("cons")
+        sides = ((pros, 1), (cons, -1))
+        found.append({(term, sign) for side, sign in sides for term, _ in wording.mentions(side)})
+    return found
+
+
+def true_opinions(reviewer: Reviewer, n_users: int, items: NDArray[Any]) -> list[set[tuple[int, int]]]:
+    """What all users of a synthetic world would say for and against each item, as (term, sign)."""
+    everybody = np.arange(n_users)
+    numbers = {name: term for term, name in enumerate(wording.terms())}
+    found = []
+    for item in np.asarray(items).tolist():
+        mentioned = reviewer.aspects(everybody, np.full(n_users, item)).pairs()
+        named = [{(wording.terms()[term], sign) for term, sign in row} for row in mentioned]
+        opinion = pros_and_cons([item] * n_users, named).get(item, set())
+        found.append({(numbers[name], sign) for name, sign in opinion})
+    return found
+
+
+def faithfulness(said: Mentions, truth: Aspects | Mentions) -> dict[str, float]:
     """How true the mentions are, each in [0, 1].
 
     Args:
@@ -43,7 +66,7 @@ def faithfulness(said: Mentions, truth: Aspects) -> dict[str, float]:
     if len(said) != len(truth) or not len(truth):
         raise DataError(f"faithfulness: {len(said)} texts for {len(truth)} truths; expected as many, at least one")
     n_said = n_true = n_right = n_named = n_faithful = 0
-    for mentioned, true in zip(said, truth.pairs(), strict=True):
+    for mentioned, true in zip(said, truth.pairs() if isinstance(truth, Aspects) else truth, strict=True):
         right = mentioned & true
         named = {term for term, _ in true}
         n_said, n_true, n_right = n_said + len(mentioned), n_true + len(true), n_right + len(right)

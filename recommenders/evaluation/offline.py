@@ -174,9 +174,15 @@ def rating_errors(predicted: NDArray[Any], true: NDArray[Any]) -> dict[str, floa
 
 def text_overlap(predicted: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """BLEU-4 (sacrebleu) and ROUGE-1/2/L F1 (rouge-score), both in 0 to 100."""
+    found = {name: float(values.mean()) for name, values in text_scorers(predicted, references).items()}
+    return {"bleu": found["bleu4"], **{f"rouge{kind}": found[f"rouge{kind}"] for kind in "12L"}}
+
+
+def text_scorers(predicted: Sequence[str], references: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """ROUGE-1/2/L F1 of each of n texts, and BLEU-2 and BLEU-4 of all together, n times; in 0 to 100."""
     try:
-        import sacrebleu
         from rouge_score.rouge_scorer import RougeScorer
+        from sacrebleu.metrics.bleu import BLEU
     except ImportError as error:
         raise MissingExtraError("scoring generated text", "torch") from error
     if len(predicted) != len(references) or not references:
@@ -186,9 +192,12 @@ def text_overlap(predicted: Sequence[str], references: Sequence[str]) -> dict[st
     kinds = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(kinds, use_stemmer=False)
     scored = [scorer.score(reference, text) for reference, text in zip(references, predicted, strict=True)]
-    rouge = {kind: 100 * float(np.mean([row[kind].fmeasure for row in scored])) for kind in kinds}
-    # force: texts that come in words are no mistake to warn of; it does not change the score
-    return {"bleu": float(sacrebleu.corpus_bleu(list(predicted), [list(references)], force=True).score), **rouge}
+    found = {kind: 100 * np.array([row[kind].fmeasure for row in scored]) for kind in kinds}
+    for order in (2, 4):
+        # force: texts that come in words are no mistake to warn of; it does not change the score
+        bleu = BLEU(max_ngram_order=order, force=True).corpus_score(list(predicted), [list(references)]).score
+        found[f"bleu{order}"] = np.full(len(references), float(bleu))
+    return found
 
 
 # -- intervals ------------------------------------------------------------------------------------------------
@@ -227,7 +236,8 @@ def measured(
         split: what to test.
         target: ``ranking``: HR, NDCG and MRR of the target, precision and recall of all that is kept back;
             ``candidates99``: HR, NDCG and MRR of the target among itself and 99 items the user never had; ``rating``:
-            squared and absolute error of the target's stars, over the users who gave some, as ``rmse`` and ``mae``.
+            squared and absolute error of the stars of all that is kept back, where there are some, as ``rmse`` and
+            ``mae``.
         filter_seen: of ``ranking``.
         key: of what is drawn.
 
@@ -237,7 +247,8 @@ def measured(
     if target == "rating":
         if not isinstance(recommender, PredictsRatings):
             raise RecommenderError(f"{recommender.name}: predicts no ratings; expected one that does, such as mf")
-        return rating_metrics(recommender.predict_ratings(split.users, split.targets), split.ratings)
+        held = split.held
+        return rating_metrics(recommender.predict_ratings(held.users, held.items), held.ratings)
     if target == "candidates99":
         places = sampled_ranks(recommender, split, key=key)
         return {name: values.astype(np.float64) for name, values in rank_metrics(places).items()}

@@ -260,13 +260,17 @@ class GenerativeRecommender(Recommender):
     @torch.no_grad()
     def item_scores(self, histories: Histories, users: LongArray) -> Tensor:
         """Log-probability of every item as the next one, (B, n_items), after these histories, on the device."""
-        widest = max(level.child_nodes.numel() + level.n_nodes * self._widest() for level in self.trie.levels)
-        size = max(1, min(len(users), 2**27 // widest))
+        size = self._scored_at_once(len(users))
         parts = [
             item_scores(self.trie, self._scorer(histories, users[start : start + size]))
             for start in range(0, len(users), size)
         ]
         return torch.cat(parts)
+
+    def _scored_at_once(self, n: int) -> int:
+        """How many of n users the whole catalogue is scored for at once, to bound memory."""
+        widest = max(level.child_nodes.numel() + level.n_nodes * self._widest() for level in self.trie.levels)
+        return max(1, min(n, 2**27 // widest))
 
     def score_histories(self, histories: Histories, users: LongArray) -> NDArray[np.float32]:
         """`item_scores` on the CPU."""

@@ -1,6 +1,7 @@
-"""P5: recommendation as language. Prompts of five families in, item codes, stars or words out.
+"""P5: recommendation as language. Prompts of several families in, item codes, stars, yes or no, or words out.
 
-What it recommends with is the sequential family: the history in words of its own, the next item's code as the answer.
+What it recommends with is the sequential family, the history in words of its own and the next item's code as the
+answer, or (`Asking.task`) the direct one.
 The module does not know how text becomes tokens, nor how T5 works inside.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recommenders.base import top_k
 from recommenders.p5.generative import GenerativeRecommender
 from recommenders.p5.language.batches import Batch, PromptBatches
 from recommenders.p5.language.fair import FairOptions, FairPrefix, train_prefix
@@ -36,15 +39,19 @@ from recommenders.p5.language.text import (
 from recommenders.p5.networks.llama import LlamaNetwork
 from recommenders.p5.networks.prompt import PromptNetwork
 from recommenders.p5.networks.t5 import P5Network, T5Options
-from recommenders.p5.trie import PathScorer
+from recommenders.p5.trie import PathScorer, item_scores
+from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.datasets.reviews import Reviewer, Reviews, reviewer_of
 from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
 from simenv.randomness import Key, Purpose, generator
 from simenv.records import record
+from simenv.slates import Slates
 from simenv.training.histories import Histories
 from simenv.training.loop import TrainingOptions, seeded
 
+TASKS = ("next", "choose", "likes")
+MOST_CANDIDATES = 512  # that a prompt can tell, or that are asked about one by one
 TRAINING = TrainingOptions(epochs=5, batch_size=64, evaluate_every=1, patience=3)
 
 
@@ -57,6 +64,10 @@ class Asking:
     ask: str = "seen"  # prompt to recommend with: seen, unseen, or none (the bare history)
     other_share: float = 0.25  # rows of the other families per row of the sequential one
     history: int = 20  # items told
+    task: str = "next"
+    """What recommending asks: `next`: the next item; `choose`: which of the items allowed; `likes`: yes or no of each
+    of them. The latter two need the family `direct`, and few candidates."""
+    candidates: int = 20  # items told to choose among while training
     user_input: str = "digits"
     """`digits`: an id is three tokens of base 100, which users share; `own`: each user has a token, and so a memory, as
     explanations need (Li et al. 2021, "PETER"; 2023, "PEPLER")."""
@@ -67,6 +78,12 @@ class Asking:
             raise ConfigError(f"families={list(self.families)}: expected 'sequential' among them, to recommend with")
         if self.ask not in ("seen", "unseen", "none"):
             raise ConfigError(f"ask={self.ask}: expected seen, unseen or none")
+        if self.task not in TASKS:
+            raise ConfigError(f"task={self.task}: expected {', '.join(TASKS[:-1])} or {TASKS[-1]}")
+        if self.task != "next" and "direct" not in self.families:
+            raise ConfigError(f"task={self.task}, families={list(self.families)}: expected 'direct' among them")
+        if self.candidates < 2:
+            raise ConfigError(f"candidates={self.candidates}: expected at least 2")
         if self.user_input not in ("digits", "own"):
             raise ConfigError(f"user_input={self.user_input}: expected digits or own")
         if self.history < 1 or self.other_share < 0:
@@ -104,7 +121,7 @@ class P5(GenerativeRecommender):
         super().__init__(training=record(TRAINING, training, "training"), **options)
         self.options = record(T5Options(), network, "network")
         self.asking = record(Asking(), asking, "asking")
-        self.ask, self.history = self.asking.ask, self.asking.history
+        self.ask, self.task, self.history = self.asking.ask, self.asking.task, self.asking.history
         self.book = load_prompts(self.asking.prompts, self.asking.families)
         if not self.asking.describe:
             self.book = self.book.without("user_desc")
@@ -121,7 +138,7 @@ class P5(GenerativeRecommender):
     def bind_dataset(self, dataset: Dataset) -> None:
         """Let indexer and prompts see titles, genres and texts; users of a synthetic world also write reviews."""
         super().bind_dataset(dataset)
-        if {"explanation", "review"} & set(self.book.families):
+        if {"explanation", "review", "opinions"} & set(self.book.families):
             self._reviewer = reviewer_of(dataset)
             if self._reviewer is None and dataset.reviews is not None:
                 self.reviews = dataset.reviews
@@ -202,7 +219,9 @@ class P5(GenerativeRecommender):
     def _data(self, histories: Histories) -> TextData:
         if self._people is None:
             raise ConfigError(f"{self.name}: asking.describe without user attributes; expected bind_dataset before")
-        return TextData(histories, self.vocabulary, self.catalog, self.history, self.reviews, people=self._people)
+        return TextData(
+            histories, self.vocabulary, self.catalog, self.history, self.reviews, self.asking.candidates, self._people
+        )
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -264,7 +283,7 @@ class P5(GenerativeRecommender):
             sources = data.history(rows)
             sources[:, 0] = np.where(sources[:, 0] < 0, 0, sources[:, 0])
         else:
-            prompt = self._seen("sequential", data) if self.ask == "seen" else self.book.unseen("sequential")
+            prompt = self._prompt("sequential", "item", self.ask == "unseen")
             sources = data.source(prompt, rows, rng, crop=False)
         return torch.as_tensor(sources, device=self.device)
 
@@ -278,7 +297,6 @@ class P5(GenerativeRecommender):
             parts.append(self.network.first_state(*self.network.encode(asked)).float().cpu().numpy())
         return np.concatenate(parts)
 
-    @torch.no_grad()
     def predict_ratings(self, users: NDArray[Any], items: NDArray[Any], *, unseen: bool = False) -> NDArray[np.float32]:
         """Expected stars of aligned (user, item) pairs, from the distribution over the first word of the answer.
 
@@ -289,50 +307,163 @@ class P5(GenerativeRecommender):
         Raises:
             RecommenderError: if the rating family was not trained.
         """
-        self._require_fit()
-        if "rating" not in self.book.families or "rating" in self.skipped:
-            raise RecommenderError(
-                f"{self.name}: the rating family was not trained ({self.skipped.get('rating', 'off')})"
-            )
-        data = self._data(self.histories)
-        seen = np.unique(self.histories.ratings[~np.isnan(self.histories.ratings)])
-        tokens = data.numbers(seen.astype(np.float32))[:, 0]
-        values, first = np.unique(tokens, return_index=True)
-        stars = torch.as_tensor(seen[first], dtype=torch.float32, device=self.device)
-        prompt = self.book.unseen("rating") if unseen else self._seen("rating", data)
-        out = np.empty(len(users), np.float32)
-        for start in range(0, len(users), 256):
-            some = slice(start, start + 256)
-            who, what = np.asarray(users[some], np.int64), np.asarray(items[some], np.int64)
-            n = len(who)
-            sources = data.source(prompt, self._question(who, what, np.full(n, -1)), np.random.default_rng(0))
-            asked, stars_asked = (torch.as_tensor(part, device=self.device) for part in (sources, values))
-            with self.network.bare():
-                scores = self.network.token_scores(asked, stars_asked)
-            out[some] = (scores.exp() @ stars).cpu().numpy()
-        return out
+        self._require_family("rating")
+        who, what = np.asarray(users, np.int64), np.asarray(items, np.int64)
+        return self._stars(self._prompt("rating", "rating", unseen), self._question(who, what))
 
-    def explain(self, users: NDArray[Any], items: NDArray[Any], *, unseen: bool = False) -> list[str]:
+    def likes(self, users: NDArray[Any], items: NDArray[Any]) -> NDArray[np.float32]:
+        """How probable *yes* is against *no* when asked whether each item suits each user, (n,), pairs aligned."""
+        self._require_family("direct")
+        who, what = np.asarray(users, np.int64), np.asarray(items, np.int64)
+        answers = self._data(self.histories).answers(np.array([False, True]))[:, 0]
+        scores = self._first_words(self._prompt("direct", "answer"), self._question(who, what), answers, bare=False)
+        return scores[:, 1]
+
+    def choose(
+        self, users: NDArray[Any], candidates: NDArray[Any], k: int = 1, *, unseen: bool = False
+    ) -> NDArray[np.int32]:
+        """The best of the items each user may choose from, told in the prompt and scored at their leaves.
+
+        Args:
+            users: (B,).
+            candidates: (B, C) items, -1 = none.
+            k: how many of them.
+            unseen: ask with the prompt that was never trained on.
+
+        Returns:
+            (B, k), best first, ties to the smaller item; -1 where there are no more.
+        """
+        self._require_family("direct")
+        who, among = np.asarray(users, np.int64), np.asarray(candidates, np.int64)
+        if among.ndim != 2 or len(among) != len(who) or among.shape[1] > MOST_CANDIDATES:
+            raise RecommenderError(
+                f"{self.name}: candidates have shape {among.shape}; expected ({len(who)}, at most {MOST_CANDIDATES})"
+            )
+        prompt, found = self._prompt("direct", "candidates", unseen), np.full((len(who), k), -1, np.int32)
+        size = self._scored_at_once(len(who))
+        for start in range(0, len(who), size):
+            rows = slice(start, start + size)
+            asked = self._question(who[rows], np.zeros(len(who[rows]), np.int64))
+            sources = self._rendered(prompt, replace(asked, candidates=among[rows]))
+            with torch.no_grad():
+                scores = item_scores(self.trie, self.network.scorer(sources)).cpu().numpy()
+            allowed = np.zeros(scores.shape, np.bool_)
+            place, column = np.nonzero(among[rows] >= 0)
+            allowed[place, among[rows][place, column]] = True
+            found[rows] = top_k(np.where(allowed, scores, -np.inf), k)
+        return found
+
+    def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
+        if self.task == "next":
+            return super()._recommend(users, k, candidates, key)
+        allowed = np.broadcast_to(candidates.mask(), (len(users), self.n_items))
+        most = int(allowed.sum(axis=1).max(initial=0))
+        if most > MOST_CANDIDATES:
+            raise RecommenderError(
+                f"{self.name}: task={self.task} among {most} candidates; expected at most {MOST_CANDIDATES}, as in "
+                "target=candidates99"
+            )
+        rows, items = np.nonzero(allowed)
+        if self.task == "likes":
+            scores = np.full(allowed.shape, -np.inf, np.float32)
+            scores[rows, items] = self.likes(users[rows], items)
+            return Slates(item_ids=top_k(scores, k))
+        among = np.full((len(users), most), -1, np.int64)
+        among[rows, np.concatenate([np.arange(n) for n in allowed.sum(axis=1)])] = items
+        return Slates(item_ids=self.choose(users, among, k, unseen=self.ask == "unseen"))
+
+    def explain(
+        self,
+        users: NDArray[Any],
+        items: NDArray[Any],
+        *,
+        features: Sequence[str] | None = None,
+        unseen: bool = False,
+    ) -> list[str]:
         """Why each user would like each item, in words; needs reviews bound before `fit`.
 
         Args:
             users, items: (n,).
+            features: (n,) what each explanation should speak of; None = the model's choice.
             unseen: ask with the explanation prompt that was never trained on.
         """
-        self._require_reviews("explanation")
-        who = np.asarray(users, np.int64)
-        seen = self._seen("explanation", self._data(self.histories))
-        prompt = self.book.unseen("explanation") if unseen else seen
-        return self._write(prompt, self._question(who, np.asarray(items, np.int64), np.full(len(who), -1)))
+        self._require_family("explanation")
+        rows = self._question(np.asarray(users, np.int64), np.asarray(items, np.int64))
+        if features is None:
+            return self._write(self._prompt("explanation", "explanation", unseen), rows)
+        if unseen or len(features) != len(rows.users):
+            raise RecommenderError(
+                f"{self.name}: {len(features)} features for {len(rows.users)} pairs, unseen={unseen}; expected one "
+                "each, and a prompt that was trained on: the unseen one has no place for them"
+            )
+        told = self._data(self.histories).words(features)
+        return self._write(self._prompt("explanation", "feature"), replace(rows, features=told))
 
     def summarise(self, reviews: NDArray[Any], *, unseen: bool = False) -> list[str]:
         """The reviews of these rows in a few words; needs reviews bound before `fit`."""
-        self._require_reviews("review")
+        return self._write(self._prompt("review", "summary", unseen), self._about_reviews(reviews))
+
+    def stars_of(self, reviews: NDArray[Any]) -> NDArray[np.float32]:
+        """Expected stars behind the reviews of these rows, (n,), read off their texts."""
+        rows = self._about_reviews(reviews)
+        return self._stars(self._prompt("review", "rating"), rows)
+
+    def pros_and_cons(self, items: NDArray[Any], *, unseen: bool = False) -> list[str]:
+        """What speaks for and against each item, in the words of `simenv.datasets.reviews.opinion_text`, from up to
+        three reviews of it. Of each fifth item (rows 4, 9, ...) the answer was never trained on.
+
+        Args:
+            items: (n,).
+            unseen: ask with the prompt that was never trained on.
+        """
+        self._require_family("opinions")
+        what = np.asarray(items, np.int64)
+        rows = self._question(np.zeros(len(what), np.int64), what)
+        return self._write(self._prompt("opinions", "opinion", unseen), rows)
+
+    # -- prompts to ask with ------------------------------------------------------------------------------------
+
+    def _about_reviews(self, reviews: NDArray[Any]) -> Rows:
+        self._require_family("review")
         if self.reviews is None:
-            raise RecommenderError(f"{self.name}: no reviews to summarise; expected bind_reviews first")
+            raise RecommenderError(f"{self.name}: no reviews to read; expected bind_reviews first")
         rows = np.asarray(reviews, np.int64)
-        prompt = self.book.unseen("review") if unseen else self.book.seen("review")[0]
-        return self._write(prompt, self._question(self.reviews.users[rows], self.reviews.items[rows], rows))
+        return self._question(self.reviews.users[rows], self.reviews.items[rows], rows)
+
+    def _prompt(self, family: str, field: str, unseen: bool = False) -> Prompt:
+        """The prompt that was never trained on, or the first of a family that was, that has this field and whose fields
+        are all known; of those that describe users where some are described.
+        """
+        if unseen:
+            return self.book.unseen(family)
+        data = self._data(self.histories)
+        fits = [prompt for prompt in data.usable(self.book.seen(family)) if field in prompt.fields]
+        if not fits:
+            raise ConfigError(f"{self.name}: no {family} prompt with {{{field}}}; expected one in {family}.txt")
+        return next((prompt for prompt in fits if "user_desc" in prompt.fields), fits[0])
+
+    def _rendered(self, prompt: Prompt, rows: Rows) -> Tensor:
+        sources = self._data(self.histories).source(prompt, rows, np.random.default_rng(0))
+        return torch.as_tensor(sources, device=self.device)
+
+    @torch.no_grad()
+    def _first_words(self, prompt: Prompt, rows: Rows, words: LongArray, *, bare: bool = True) -> NDArray[np.float32]:
+        """Probabilities of these first words of the answer among themselves, (n, len(words))."""
+        data, out = self._data(self.histories), np.empty((len(rows.users), len(words)), np.float32)
+        tokens = torch.as_tensor(words, device=self.device)
+        for start in range(0, len(out), 256):
+            some = slice(start, start + 256)
+            asked = torch.as_tensor(data.source(prompt, rows.take(some), np.random.default_rng(0)), device=self.device)
+            with self.network.bare() if bare else nullcontext():
+                out[some] = self.network.token_scores(asked, tokens).exp().cpu().numpy()
+        return out
+
+    def _stars(self, prompt: Prompt, rows: Rows) -> NDArray[np.float32]:
+        """Expected stars, (n,), as the answer to a prompt."""
+        seen = np.unique(self.histories.ratings[~np.isnan(self.histories.ratings)])
+        tokens = self._data(self.histories).numbers(seen.astype(np.float32))[:, 0]
+        values, first = np.unique(tokens, return_index=True)
+        return self._first_words(prompt, rows, values) @ seen[first].astype(np.float32)
 
     # -- saving -------------------------------------------------------------------------------------------------
 
@@ -356,19 +487,15 @@ class P5(GenerativeRecommender):
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def _require_reviews(self, family: str) -> None:
+    def _require_family(self, family: str) -> None:
         self._require_fit()
         if family not in self.book.families or family in self.skipped:
             reason = self.skipped.get(family, "not among the families")
             raise RecommenderError(f"{self.name}: the {family} family was not trained ({reason})")
 
-    def _seen(self, family: str, data: TextData) -> Prompt:
-        """The prompt of a family to ask with: the first that can be, of those that describe users where some are."""
-        prompts = data.usable(self.book.seen(family))
-        return next((prompt for prompt in prompts if "user_desc" in prompt.fields), prompts[0])
-
-    def _question(self, users: LongArray, items: LongArray, reviews: LongArray) -> Rows:
+    def _question(self, users: LongArray, items: LongArray, reviews: LongArray | None = None) -> Rows:
         n = len(users)
+        reviews = np.full(n, -1) if reviews is None else reviews
         ends = self.histories.ptr[users + 1]
         return Rows(users, ends, items, np.zeros(n, np.float32), np.ones(n, np.bool_), reviews)
 

@@ -238,6 +238,36 @@ def reviewer_of(dataset: Dataset, *, seed: int = 0) -> Reviewer | None:
     return Reviewer(genres=catalog.genres, rating=tastes.rating, seed=seed)
 
 
+def pros_and_cons(
+    items: Sequence[int], said: Sequence[set[tuple[str, int]]], *, most: int = MAX_ASPECTS
+) -> dict[int, set[tuple[str, int]]]:
+    """What speaks for and against each item that at least two speak of: item -> (term, 1 or -1).
+
+    Args:
+        items: (n,) what each of n reviews is about.
+        said: the terms each mentions, with 1 where it likes them, -1 where not.
+        most: terms kept of each side, those with the largest balance of likes and dislikes.
+    """
+    balance: dict[int, Counter[str]] = {}
+    for item, mentioned in zip(items, said, strict=True):
+        for term, sign in mentioned:
+            balance.setdefault(item, Counter())[term] += sign
+    several = {item for item, n in Counter(items).items() if n > 1}
+    found = {}
+    for item, counts in balance.items():
+        ordered = sorted(counts.items(), key=lambda pair: (-abs(pair[1]), pair[0]))
+        sides = [[(term, sign) for term, n in ordered if n * sign > 0][:most] for sign in (1, -1)]
+        if item in several and any(sides):
+            found[item] = {pair for side in sides for pair in side}
+    return found
+
+
+def opinion_text(opinion: set[tuple[str, int]]) -> str:
+    """An item's opinion as it is written and learned: ``pros : ... . cons : ... .``"""
+    sides = (" , ".join(sorted(term for term, sign in opinion if sign == which)) or "none" for which in (1, -1))
+    return "pros : {} . cons : {} .".format(*sides)
+
+
 # -- real reviews -------------------------------------------------------------------------------------------------
 
 FEWEST_USERS = 3  # who speak of a feature

@@ -121,6 +121,9 @@ class PromptBatches:
             places = rated[rng.integers(0, len(rated), len(places))]
         elif family == "direct":
             liked = rng.random(len(places)) < 0.5
+        elif family == "opinions":
+            drawn = rng.integers(0, len(self.data.opinionated[1]), len(places))
+            places = self.data.opinionated[1][drawn]
         elif family in REVIEWED:
             known, where = self.reviewed[family]
             drawn = rng.integers(0, len(known), len(places))

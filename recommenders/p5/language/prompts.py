@@ -14,13 +14,13 @@ from pathlib import Path
 
 from simenv.errors import ConfigError, DataError
 
-FAMILIES = ("rating", "sequential", "direct", "explanation", "review")
+FAMILIES = ("rating", "sequential", "direct", "explanation", "review")  # of P5; `opinions` is one more
 REVIEW_FIELDS = frozenset({"review", "summary", "feature", "explanation"})
 OTHER_REVIEWS = frozenset({"said_of_item", "said_by_user"})  # never the one in question
 FIELDS = (
     REVIEW_FIELDS
     | OTHER_REVIEWS
-    | {"user", "user_desc", "history", "item", "title", "genres", "text", "rating", "candidates", "answer"}
+    | {"user", "user_desc", "history", "item", "title", "genres", "text", "rating", "candidates", "answer", "opinion"}
 )
 OWN_FOLDER = Path(__file__).with_name("prompts")
 _PIECE = re.compile(r"\{(\w+)\}|(\w+|[^\w\s])")

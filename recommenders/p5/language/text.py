@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recommenders.p5.language.prompts import OTHER_REVIEWS, Piece, Prompt, PromptBook
+from simenv.datasets import wording
 from simenv.datasets.base import Catalog, LongArray
-from simenv.datasets.reviews import Reviews
+from simenv.datasets.reviews import Reviews, opinion_text, pros_and_cons
 from simenv.errors import ConfigError
 from simenv.training.histories import Histories
 
@@ -25,6 +26,7 @@ PAD, END, UNKNOWN = 0, 1, 2  # as in T5's own vocabularies
 USER_BASE = 100  # user ids are written in this base
 MAX_TEXT = 64  # tokens kept of a title, a text, a review
 MAX_SAID = 3  # other reviews quoted in a prompt
+OPINIONS_KEPT_BACK = 5  # of so many items the opinion of one is not learned: those are asked about
 REVIEWED = {"explanation": "explanations", "review": "summaries"}  # family -> what of a review it answers with
 
 
@@ -121,10 +123,14 @@ class Rows:
     ratings: NDArray[np.float32]
     liked: NDArray[np.bool_]  # whether the user consumed the item, for yes and no
     reviews: LongArray  # row of the review, -1 = none
+    candidates: LongArray | None = None  # (B, C) items to choose among, -1 = none; None = drawn, the item among them
+    features: LongArray | None = None  # (B, W) tokens of the feature asked about, -1 = none; None = the review's
 
     def take(self, rows: NDArray[Any] | slice) -> Rows:
         """These rows (a mask, indices or a slice)."""
-        return Rows(*(getattr(self, part.name)[rows] for part in fields(self)))
+        parts: list[Any] = [getattr(self, part.name) for part in fields(self)]
+        taken: list[Any] = [None if part is None else part[rows] for part in parts]
+        return Rows(*taken)
 
 
 @dataclass
@@ -146,6 +152,8 @@ class TextData:
         for family in book.families:
             if family in REVIEWED and not len(self.reviewed(REVIEWED[family])[0]):
                 skipped[family] = "no reviews"
+            elif family == "opinions" and not len(self.opinionated[0]):
+                skipped[family] = "no item of several reviews"
             elif family == "rating" and np.isnan(self.histories.ratings).all():
                 skipped[family] = "no ratings"
         return tuple(family for family in book.families if family not in skipped), skipped
@@ -218,10 +226,13 @@ class TextData:
             "text": lambda rows, rng: self._texts("text")[rows.items],
             "rating": lambda rows, rng: self.numbers(rows.ratings),
             "candidates": self._candidates,
-            "answer": lambda rows, rng: self._answers(rows.liked),
+            "answer": lambda rows, rng: self.answers(rows.liked),
             "review": lambda rows, rng: self._texts("review")[rows.reviews],
             "summary": lambda rows, rng: self._texts("summary")[rows.reviews],
-            "feature": lambda rows, rng: self._texts("feature")[rows.reviews],
+            "feature": lambda rows, rng: (
+                self._texts("feature")[rows.reviews] if rows.features is None else rows.features
+            ),
+            "opinion": lambda rows, rng: self._opinions[rows.items],
             "explanation": lambda rows, rng: self._texts("explanation")[rows.reviews],
             "said_of_item": lambda rows, rng: self._said(self._by_item, rows.items, rows, rng),
             "said_by_user": lambda rows, rng: self._said(self._by_user, rows.users, rows, rng),
@@ -275,7 +286,37 @@ class TextData:
         items = self.histories.gather(starts, rows.ends, self.history_length)
         return np.where(items >= 0, items + self.vocabulary.size, -1)
 
+    @cached_property
+    def opinions(self) -> dict[int, set[tuple[str, int]]]:
+        """What the reviews of these histories say for and against each item with some, see `pros_and_cons`."""
+        rows, places = self.reviewed()
+        if self.reviews is None or not len(rows):
+            return {}
+        said: list[set[tuple[str, int]]]
+        if self.reviews.aspects is not None:
+            names = wording.terms()
+            said = [{(names[term], sign) for term, sign in row} for row in self.reviews.aspects.take(rows).pairs()]
+        else:
+            stars = np.nan_to_num(self.histories.ratings[places], nan=3.0)
+            signs = np.sign(np.rint(stars) - 3).astype(np.int64).tolist()
+            said = [{(self.reviews.features[row], sign)} for row, sign in zip(rows.tolist(), signs, strict=True)]
+        return pros_and_cons(self.reviews.items[rows].tolist(), said)
+
+    @cached_property
+    def opinionated(self) -> tuple[LongArray, LongArray]:
+        """`reviewed`, of items whose opinion is learned."""
+        rows, places = self.reviewed()
+        items = self.histories.items[places]
+        kept = np.isin(items, list(self.opinions)) & (items % OPINIONS_KEPT_BACK != OPINIONS_KEPT_BACK - 1)
+        return rows[kept], places[kept]
+
+    @cached_property
+    def _opinions(self) -> LongArray:
+        return self.words([opinion_text(self.opinions.get(item, set())) for item in range(self.histories.n_items)])
+
     def _candidates(self, rows: Rows, rng: np.random.Generator) -> LongArray:
+        if rows.candidates is not None:
+            return np.where(rows.candidates >= 0, rows.candidates + self.vocabulary.size, -1)
         drawn = rng.integers(0, self.histories.n_items, (len(rows.users), self.n_candidates))
         drawn[np.arange(len(drawn)), rng.integers(0, self.n_candidates, len(drawn))] = rows.items
         return drawn + self.vocabulary.size
@@ -288,7 +329,11 @@ class TextData:
             self._cache["rating"] = table
         return table[np.rint(np.nan_to_num(ratings) * 2).astype(np.int64).clip(0, 20)]
 
-    def _answers(self, liked: NDArray[np.bool_]) -> LongArray:
+    def words(self, texts: Sequence[str]) -> LongArray:
+        """Tokens of texts, (n, up to `MAX_TEXT`); -1 after the end."""
+        return _table([self.vocabulary.words.encode(text) for text in texts], MAX_TEXT)
+
+    def answers(self, liked: NDArray[np.bool_]) -> LongArray:
         table = _table([self.vocabulary.words.encode("no"), self.vocabulary.words.encode("yes")], 4)
         return table[liked.astype(np.int64)]
 
@@ -328,6 +373,9 @@ def own_words(
     names = ["title", "genres"] if catalog is not None else []
     if reviews is not None:
         names += ["review", "summary", "feature", "explanation"]
+    if "opinions" in book.families:
+        for text in ("pros : none . cons : none .", *(wording.terms() if reviews and reviews.aspects else ())):
+            words.update(split_words(text))
     if catalog is not None and catalog.texts and any("text" in prompt.fields for prompt in book.prompts):
         names.append("text")
     for name in names:
