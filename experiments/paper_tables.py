@@ -145,7 +145,7 @@ class Settings(course.Settings):
     Attributes:
         table: name of a file in ``conf/paper_table``.
         rows: names of rows to fit; None = all. The others are printed from their cells, where there are some.
-        protocol: changes the table's, see `Protocol`.
+        protocol: what is not None changes the table's, see `Protocol`.
         beside: further recommenders, printed below the published rows.
         cells: folder of fitted cells.
         minutes: no further row is begun after so many; run again to go on.
@@ -175,7 +175,8 @@ class Settings(course.Settings):
         """The table."""
         table = Table.load(self.table)
         try:
-            return replace(table, protocol=replace(table.protocol, **self.protocol))
+            changed = {name: value for name, value in self.protocol.items() if value is not None}
+            return replace(table, protocol=replace(table.protocol, **changed))
         except TypeError as error:
             raise ConfigError(f"protocol={dict(self.protocol)}: {error}") from error
 

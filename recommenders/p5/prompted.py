@@ -302,14 +302,14 @@ class P5(GenerativeRecommender):
 
         Args:
             users, items: (n,).
-            unseen: ask with the rating prompt that was never trained on.
+            unseen: ask with the rating prompt that was never trained on, as with `ask` unseen.
 
         Raises:
             RecommenderError: if the rating family was not trained.
         """
         self._require_family("rating")
         who, what = np.asarray(users, np.int64), np.asarray(items, np.int64)
-        return self._stars(self._prompt("rating", "rating", unseen), self._question(who, what))
+        return self._stars(self._prompt("rating", "rating", unseen or self.ask == "unseen"), self._question(who, what))
 
     def likes(self, users: NDArray[Any], items: NDArray[Any]) -> NDArray[np.float32]:
         """How probable *yes* is against *no* when asked whether each item suits each user, (n,), pairs aligned."""
@@ -426,7 +426,7 @@ class P5(GenerativeRecommender):
     def _about_reviews(self, reviews: NDArray[Any]) -> Rows:
         self._require_family("review")
         if self.reviews is None:
-            raise RecommenderError(f"{self.name}: no reviews to read; expected bind_reviews first")
+            raise RecommenderError(f"{self.name}: no reviews to summarise or rate; expected bind_reviews first")
         rows = np.asarray(reviews, np.int64)
         return self._question(self.reviews.users[rows], self.reviews.items[rows], rows)
 

@@ -1,0 +1,129 @@
+"""paper_tables: every shipped table is readable, rows share fits and cells, and ours stand beside the published."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments import paper_tables
+from experiments.paper_tables import Protocol, Table, TableRow, verdict
+from experiments.running.course import run_experiment
+from experiments.running.design import CONF
+from recommenders.popularity import Popularity
+from simenv import names
+from simenv.errors import ConfigError
+
+TABLES = sorted(names.paths("paper_table"))
+OWN = """
+title: a small one
+source: nobody
+metrics: [hr@10, ndcg@10]
+columns: {synthetic: World}
+protocol: {split: last, target: ranking, validation: read}
+differs: [users are made up]
+rows:
+  - {row: Pop, published: {World: ".9/.0"}, arm: popularity}
+  - {row: Pop asked again, published: {World: "/.0001"}, arm: popularity, ask: {note: again}, mark: leaky}
+  - {row: KNN, published: {Other: ".1/.1"}, arm: itemknn, options: {all: {neighbours: 3}, synthetic: {shrinkage: 1.0}}}
+  - {row: Large, published: {World: ".2/.1"}, why: for a GPU}
+  - {row: Unknown, arm: no-such-arm}
+"""
+
+
+@cache
+def composed() -> Any:
+    small = ["table=own", "dataset=synthetic", "n_users=60", "n_items=80", "progress=false", "workers=0"]
+    with initialize_config_dir(str(CONF), version_base=None):
+        made = compose("config", ["+experiment=paper_tables", *small, "beside=[random]"])
+    return OmegaConf.to_container(made, resolve=True)
+
+
+def config(folder: Path, **changes: Any) -> dict[str, Any]:
+    protocol = {**composed()["protocol"], **changes.pop("protocol", {})}
+    places = {"run_dir": str(folder / "run"), "cells": str(folder.parent / "cells"), "command": "..."}
+    return {**composed(), **places, "protocol": protocol, **changes}
+
+
+@pytest.fixture(autouse=True)
+def _own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "extra" / "paper_table"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text(OWN)
+    monkeypatch.setenv(names.EXTRA, str(tmp_path / "extra"))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_shipped_tables_have_as_many_figures_as_metrics(name: str) -> None:
+    table = Table.load(name)
+    assert len({row.row for row in table.rows}) == len(table.rows)
+    for row in table.rows:
+        for column in row.published:
+            assert row.figures(column, table.metrics)
+        assert row.arm is not None or row.why or row.published
+    for column in table.columns.values():
+        assert any(column in row.published for row in table.rows)
+
+
+def test_rows_share_a_fit_and_cells_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fits: list[int] = []
+    original = Popularity._fit
+    monkeypatch.setattr(Popularity, "_fit", lambda self, log, key: fits.append(len(log)) or original(self, log, key))
+    first = run_experiment(config(tmp_path / "a", rows=["Pop", "Pop asked again"]))
+    assert first is not None
+    table = pl.read_csv(first / "tables" / "paper_table.csv")
+    rows = {(row["row"], row["metric"]): row for row in table.to_dicts()}
+    assert rows["Pop", "hr@10"]["verdict"] == "worse"
+    assert rows["Pop", "ndcg@10"]["verdict"] == "better"
+    assert rows["Pop asked again", "hr@10"]["published"] is None
+    assert rows["Pop asked again", "hr@10"]["ours"] == rows["Pop", "hr@10"]["ours"]
+    assert rows["KNN", "hr@10"]["note"] == "not fitted yet: run again"
+    assert rows["Large", "hr@10"]["note"] == "for a GPU"
+    assert rows["Unknown", "hr@10"]["note"] == "there is no recommender no-such-arm"
+    card = json.loads((first / "run_card.json").read_text())
+    assert len(card["split_digest"]) == 12
+    assert card["n_train"] - 60 <= fits[0] < card["n_train"]  # the validation items are not learned from
+    assert (first / "figures" / "paper_table.png").is_file()
+    printed = capsys.readouterr().out
+    assert printed.startswith("# own: a small one")
+    assert "| Pop asked again | popularity |" in printed
+    assert "leaky" in printed
+    second = run_experiment(config(tmp_path / "b"))
+    assert second is not None
+    assert len(fits) == 1
+    again = pl.read_csv(second / "tables" / "paper_table.csv")
+    assert again.filter(row="KNN")["ours"].null_count() == 0
+    assert again.filter(row="random")["ours"].null_count() == 0
+    assert again.filter(row="Pop").equals(table.filter(row="Pop"))
+    third = run_experiment(config(tmp_path / "c", protocol={"validation": "learned"}, rows=["Pop"], minutes=0))
+    assert third is not None
+    assert len(fits) == 1  # no time
+    assert pl.read_csv(third / "tables" / "paper_table.csv")["ours"].null_count() == 12
+
+
+def test_a_figure_within_our_interval_is_reproduced() -> None:
+    ours = {"value": 0.5, "ci_low": 0.4, "ci_high": 0.6}
+    assert [verdict("hr@10", x, ours) for x in (0.45, 0.3, 0.7)] == ["reproduced", "better", "worse"]
+    assert [verdict("rmse", x, ours) for x in (0.3, 0.7)] == ["worse", "better"]
+    assert verdict("hr@10", None, ours) == verdict("hr@10", 0.4, {}) == ""
+    assert verdict("bleu4", 0.4, {"value": 0.4, "ci_low": None, "ci_high": None}) == ""
+
+
+def test_wrong_settings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="paper_table=N22: unknown; expected one of N1, N2"):
+        paper_tables.Settings.of(config(tmp_path, table="N22"))
+    with pytest.raises(ConfigError, match=r"rows='?Popp'?: expected one of"):
+        paper_tables.Settings.of(config(tmp_path, rows=["Popp"]))
+    with pytest.raises(ConfigError, match=r"protocol.target='?sales'?: expected one of ranking"):
+        paper_tables.Settings.of(config(tmp_path, protocol={"target": "sales"}))
+    with pytest.raises(ConfigError, match=r"3 figures; expected hr@10, ndcg@10"):
+        TableRow(row="x", published={"a": "1/2/3"}).figures("a", ["hr@10", "ndcg@10"])
+    assert Protocol().validation == "read"
