@@ -10,19 +10,20 @@ import copy
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.population.favourites import Favourites
 from agents.population.rows import Dynamics, Population
+from agents.population.scoring import unaided_slates, utility
 from agents.population.traits import Traits
 from simenv import checks
-from simenv.candidates import Candidates, insert, is_out
+from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray, RatingScale, Tastes
 from simenv.errors import ConfigError, SimenvError
 from simenv.heard import Heard
 from simenv.interventions import Course
-from simenv.randomness import Key, Purpose, fold, prefix, to_uniform
+from simenv.randomness import Key, Purpose, prefix
 from simenv.slates import Responses
 
 
@@ -37,6 +38,7 @@ class UserModel(ABC):
     rating_scale: RatingScale
     warm_start: Interactions
     course: Course | None = None
+    _favourites: Favourites | None = None  # of the users as they are lately
 
     def bind(
         self, dataset: Dataset, tastes: Tastes, *, seed: int, repeat: str = "never", traits: Traits | None = None
@@ -154,7 +156,7 @@ class UserModel(ABC):
         """True utility of every item for these users as they are now, (B, n_items), in (0, 1)."""
         users = np.asarray(users, dtype=np.int64)
         head, population = self.population.tastes.choice, self.population
-        return _utility(users, population.vectors, population.items_t, head.user_bias, head.item_bias)
+        return utility(users, population.vectors, population.items_t, head.user_bias, head.item_bias)
 
     def best_utility(self, users: NDArray[Any], k: int, candidates: Candidates | None = None) -> FloatArray:
         """Mean true utility of the `k` best allowed items of each user as they are now, (B,).
@@ -164,19 +166,10 @@ class UserModel(ABC):
             k: how many; fewer where fewer are allowed.
             candidates: what is allowed; None = every item.
         """
-        users = np.asarray(users, dtype=np.int64)
-        head, population = self.population.tastes.choice, self.population
-        candidates = candidates or Candidates.of(population.n_items)
-        return _best_utility(
-            users,
-            population.vectors,
-            population.items_t,
-            head.user_bias,
-            head.item_bias,
-            candidates.bits,
-            candidates.available,
-            k,
-        )
+        users, population = np.asarray(users, dtype=np.int64), self.population
+        if self._favourites is None:
+            self._favourites = Favourites(population)
+        return self._favourites.mean_utility(users, k, candidates or Candidates.of(population.n_items))
 
     def unaided_slates(
         self,
@@ -205,7 +198,7 @@ class UserModel(ABC):
         head, population = self.population.tastes.choice, self.population
         candidates = candidates or Candidates.of(population.n_items)
         visibility = (awareness * np.log(population.click_counts + 0.5)).astype(np.float32)
-        return _unaided(
+        return unaided_slates(
             users,
             population.vectors,
             population.items_t,
@@ -227,7 +220,7 @@ class UserModel(ABC):
         """A shadow twin: the same users in the same state, who go their own way from now on."""
         other = copy.copy(self)
         other.course = None
-        other.population = copy.copy(self.population)
+        other.population, other._favourites = copy.copy(self.population), None
         for name, values in self.population.state_dict().items():
             setattr(other.population, name, values)
         return other
@@ -269,108 +262,3 @@ def aligned(users: NDArray[Any], slates: NDArray[Any]) -> tuple[LongArray, NDArr
 def require(condition: bool, option: str, value: object, expected: str) -> None:
     """Raise a ConfigError that names an agent's option unless `condition` holds."""
     checks.require(condition, f"agent.{option}", value, expected)
-
-
-@nb.njit(inline="always", cache=True)
-def row_dot(a: Any, row: int, b: Any, other: int) -> Any:  # pragma: no cover - compiled
-    """Inner product of row `row` of `a` and row `other` of `b`, float32."""
-    total = np.float32(0.0)
-    for j in range(a.shape[1]):
-        total += a[row, j] * b[other, j]
-    return total
-
-
-@nb.njit(inline="always", cache=True)
-def sigmoid(x: Any) -> Any:  # pragma: no cover - compiled
-    """The logistic function of a float."""
-    return 1.0 / (1.0 + np.exp(-x))
-
-
-@nb.njit(inline="always", cache=True)
-def score_row(vector: Any, items_t: Any, item_bias: Any, out: Any) -> None:  # pragma: no cover - compiled
-    """<vector, q_i> + item_bias[i] for every item, into `out` (n_items,); `items_t` is (d, n_items)."""
-    for item in range(items_t.shape[1]):
-        out[item] = item_bias[item]
-    for j in range(items_t.shape[0]):
-        weight = vector[j]
-        for item in range(items_t.shape[1]):
-            out[item] += weight * items_t[j, item]
-
-
-@nb.njit(cache=True, nogil=True, fastmath={"contract"})
-def _utility(users: Any, vectors: Any, items_t: Any, user_bias: Any, item_bias: Any) -> Any:  # pragma: no cover
-    out = np.empty((len(users), items_t.shape[1]), np.float32)
-    for row in range(len(users)):
-        user = users[row]
-        score_row(vectors[user], items_t, item_bias, out[row])
-        for item in range(items_t.shape[1]):
-            out[row, item] = sigmoid(out[row, item] + user_bias[user])
-    return out
-
-
-@nb.njit(cache=True, nogil=True, fastmath={"contract"})
-def _best_utility(
-    users: Any, vectors: Any, items_t: Any, user_bias: Any, item_bias: Any, bits: Any, allowed: Any, k: int
-) -> Any:  # pragma: no cover - compiled
-    n_items = items_t.shape[1]
-    out = np.empty(len(users), np.float32)
-    best, items = np.empty(k, np.float32), np.empty(k, np.int32)
-    scores = np.empty(n_items, np.float32)
-    for row in range(len(users)):
-        user = users[row]
-        own = row if bits.shape[0] > 1 else 0
-        score_row(vectors[user], items_t, item_bias, scores)
-        filled = 0
-        for item in range(n_items):
-            score = scores[item]
-            if filled == k and score <= best[k - 1]:
-                continue
-            if not allowed[item] or is_out(bits, own, item):
-                continue
-            filled = insert(best, items, filled, score, item)
-        total = 0.0
-        for place in range(filled):
-            total += sigmoid(best[place] + user_bias[user])
-        out[row] = total / filled if filled else np.nan
-    return out
-
-
-@nb.njit(cache=True, nogil=True, fastmath={"contract"})
-def _unaided(
-    users: Any,
-    vectors: Any,
-    items_t: Any,
-    weights: Any,
-    taste: float,
-    bits: Any,
-    allowed: Any,
-    state: Any,
-    round_: int,
-    page: int,
-    k: int,
-) -> Any:  # pragma: no cover - compiled
-    n_items = items_t.shape[1]
-    out = np.full((len(users), k), -1, np.int32)
-    best = np.empty(k, np.float64)
-    scores = np.empty(n_items, np.float32)
-    for row in range(len(users)):
-        user = users[row]
-        own = row if bits.shape[0] > 1 else 0
-        key = fold(fold(fold(state, user), round_), page)
-        score_row(np.float32(taste) * vectors[user], items_t, weights, scores)
-        filled = 0
-        for item in range(n_items):
-            if not allowed[item] or is_out(bits, own, item):
-                continue
-            draw = to_uniform(fold(key, item)) + 2.0**-54
-            if filled == k:
-                gap = best[k - 1] - scores[item]
-                if gap > 0 and 1.0 - draw > np.exp(
-                    -gap
-                ):  # Gumbel noise above gap needs 1 - u <= 1 - e^(-e^-gap) <= e^-gap
-                    continue
-            score = scores[item] - np.log(-np.log(draw))
-            if filled == k and score <= best[k - 1]:
-                continue
-            filled = insert(best, out[row], filled, score, item)
-    return out

@@ -12,7 +12,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.base import row_dot, sigmoid
+from agents.population.scoring import row_dot, sigmoid
 from simenv.envs.sessions import Who
 from simenv.randomness import Purpose, fold, to_uniform
 
