@@ -18,6 +18,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from recommenders.shortlists import Shortlists
 from simenv import checks
 from simenv.candidates import Candidates, insert, is_out
 from simenv.datasets.base import FloatArray, Interactions, LongArray
@@ -46,12 +47,16 @@ class Recommender(ABC):
         pads_batches: False promises that a row of `_score` never depends on the other rows of its batch, as in
             sparse sums (a matrix product makes no such promise); short batches are then not padded.
         popularity_for_new_users: True gives users without any interaction the item counts as scores.
+        keeps_shortlists: True promises that scores change by learning alone, so that a user's best items need not be
+            looked for again until then.
     """
 
     name: str = ""
     score_batch: ClassVar[int] = 256
     pads_batches: ClassVar[bool] = True
     popularity_for_new_users: ClassVar[bool] = False
+    keeps_shortlists: ClassVar[bool] = False
+    _shortlists: Shortlists | None = None  # since it last learned something
 
     n_users: int = 0
     n_items: int = 0
@@ -196,8 +201,23 @@ class Recommender(ABC):
     def _recommend(self, users: LongArray, k: int, candidates: Candidates, key: Key) -> Slates:
         """Slates from scores: the k best allowed items."""
         item_ids = np.empty((len(users), k), np.int32)
-        for rows, scores in self._score_batches(users, key):
-            item_ids[rows] = self._best(scores, k, candidates.rows(rows), users[rows], key)
+        if not self.keeps_shortlists:
+            for rows, scores in self._score_batches(users, key):
+                item_ids[rows] = self._best(scores, k, candidates.rows(rows), users[rows], key)
+            return Slates(item_ids=item_ids)
+        if self._shortlists is None or self._shortlists.size < min(k + 1, self.n_items):
+            self._shortlists = Shortlists(self.n_users, self.n_items, k)
+        lists = self._shortlists
+        open_ = np.flatnonzero(~lists.answer(users, candidates, item_ids))
+        wanted = lists.wants(users[open_])
+        for asked, keep in ((open_[~wanted], False), (open_[wanted], True)):
+            for batch, scores in self._score_batches(users[asked], key):
+                now = asked[batch]
+                mine = candidates.rows(now)
+                ranked = self._best(scores, lists.size if keep else k, mine, users[now], key)
+                item_ids[now] = ranked[:, :k]
+                if keep:
+                    lists.keep(users[now], mine, ranked)
         return Slates(item_ids=item_ids)
 
     def _state(self) -> Mapping[str, NDArray[Any]]:
@@ -212,7 +232,7 @@ class Recommender(ABC):
 
     def _learnt(self, log: Interactions) -> None:
         """Keep the log and what every recommender may ask of it."""
-        self._log = log
+        self._log, self._shortlists = log, None
         self.n_users, self.n_items = log.n_users, log.n_items
         self._has_history = log.user_counts() > 0  # (n_users,)
         self._popularity = log.item_counts().astype(np.float32)  # (n_items,)

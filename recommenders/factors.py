@@ -22,6 +22,8 @@ from simenv.randomness import Key, Purpose, generator
 class FactorRecommender(Recommender):
     """Scores that are inner products; subclasses call `_keep` with both factor matrices at the end of `_fit`."""
 
+    keeps_shortlists = True
+
     def _keep(self, users: NDArray[Any], items: NDArray[Any]) -> None:
         """Take (n_users, d) and (n_items, d) factors."""
         self._user_factors = np.ascontiguousarray(users, dtype=np.float32)

@@ -33,6 +33,7 @@ class EASE(Recommender):
     name = "ease"
     pads_batches = False
     popularity_for_new_users = True
+    keeps_shortlists = True
 
     def __init__(self, *, reg: float = 100.0) -> None:
         check_options(self.name, open_low=True, reg=reg)

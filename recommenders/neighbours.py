@@ -24,6 +24,7 @@ class SparseSums(Recommender):
     """
 
     pads_batches = False
+    keeps_shortlists = True
     _rows: tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # CSR (n_users, m): indptr, indices, weights
     _columns: tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # CSR (m, n_items): indptr, indices, weights
 

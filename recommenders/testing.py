@@ -186,6 +186,16 @@ class RecommenderSuite:
         alone = np.concatenate([recommender.scores(np.array([user])) for user in range(40)])
         np.testing.assert_array_equal(recommender.scores(users), alone[users])
 
+    def test_what_was_ranked_before_changes_no_slate(self) -> None:
+        mine, rng = self.fitted(), np.random.default_rng(2)
+        anew, users = pickle.dumps(mine), np.arange(40)
+        out = np.zeros((40, mine.n_items), np.bool_)
+        for share, available in ((0.1, 1.0), (0.1, 1.0), (0.2, 0.9), (0.3, 1.0), (-1, 1.0)):
+            out = (out | (rng.random(out.shape) < share)) & (share >= 0)  # at the end everything comes back
+            candidates = Candidates.of(mine.n_items, out=out, available=rng.random(mine.n_items) <= available)
+            fresh = pickle.loads(anew).recommend(users, 7, candidates, key=KEY)
+            self.assert_same(mine.recommend(users, 7, candidates, key=KEY), fresh)
+
     def test_order_of_users_does_not_matter(self) -> None:
         recommender, order = self.fitted(), np.random.default_rng(1).permutation(40)
         shuffled = recommender.recommend(order, 10, key=KEY)

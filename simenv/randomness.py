@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_M1 = np.uint64(0xBF58476D1CE4E5B9)
-_M2 = np.uint64(0x94D049BB133111EB)
+FIRST_MIX = np.uint64(0xBF58476D1CE4E5B9)
+SECOND_MIX = np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S11 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(11)
 TO_UNIT = 2.0**-53
 
@@ -72,8 +72,8 @@ class Key:
 def fold(state: Any, value: Any) -> Any:  # pragma: no cover - compiled
     """One step of the hash, on uint64 scalars: absorb `value` into `state`."""
     x = np.uint64(state) ^ (np.uint64(value) * GOLDEN + GOLDEN)
-    x = (x ^ (x >> _S30)) * _M1
-    x = (x ^ (x >> _S27)) * _M2
+    x = (x ^ (x >> _S30)) * FIRST_MIX
+    x = (x ^ (x >> _S27)) * SECOND_MIX
     return x ^ (x >> _S31)
 
 
@@ -90,8 +90,8 @@ def _as_uint64(value: ArrayLike) -> NDArray[np.uint64]:
 def _fold_array(state: NDArray[np.uint64], value: ArrayLike) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
         x = state ^ (_as_uint64(value) * GOLDEN + GOLDEN)
-        x = (x ^ (x >> _S30)) * _M1
-        x = (x ^ (x >> _S27)) * _M2
+        x = (x ^ (x >> _S30)) * FIRST_MIX
+        x = (x ^ (x >> _S27)) * SECOND_MIX
         return np.asarray(x ^ (x >> _S31))
 
 

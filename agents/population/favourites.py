@@ -1,8 +1,8 @@
 """Favourites: the best items of each user, kept from round to round, and how good the best that may be shown are.
 
-Regret asks every round for the best of a catalogue, while tastes hardly move. A list of a user's best items, best first,
-answers as long as it can prove that it does: nothing that was out has come back, and the k best of those looked at lie
-above a bound on all others, which is the score of the next one when the list was made, plus how far taste has moved since
+Regret asks every round for the best of a catalogue, while tastes hardly move. A list of a user's best items answers as
+long as it can prove that it does: nothing that was out has come back, and the k best of those looked at lie above a
+bound on all others, which is the score of the next one when the list was made, plus how far taste has moved since
 (Cauchy and Schwarz), plus rounding. Else the whole catalogue is scored again. The figures are those of the whole
 catalogue to the last bit.
 """
@@ -80,7 +80,7 @@ class Favourites:
         ]
         if n * sum(width * np.dtype(kind).itemsize for width, kind in shapes) > MOST_BYTES:
             n = 0
-        arrays = [np.zeros((n, width), kind) for width, kind in shapes]
+        arrays: list[NDArray[Any]] = [np.zeros((n, width), kind) for width, kind in shapes]
         return *arrays, np.zeros(n, np.float32), np.full(n, _STRANGER, np.int32)
 
 
