@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from experiments.running import course
 from experiments.running.course import Row, Run
-from experiments.running.design import Design, Spec
+from experiments.running.design import Design, Spec, build
 from recommenders.evaluation.offline import TARGETS, item_means, leaderboard, rating_metrics, table_rows
+from recommenders.evaluation.transfer import ZeroShot, carried_over, joined
 from simenv import checks
 from simenv.datasets.base import Dataset
 from simenv.datasets.splits import SPLITS, Split
@@ -40,11 +41,14 @@ class Settings(course.Settings):
             ``cold_items``, ``cold_users`` or ``random``, see `simenv.datasets.splits`.
         target: what is asked for: ``ranking`` of the whole catalogue, of ``candidates99`` and the target, or the
             ``rating`` of the target, see `recommenders.evaluation.offline.measured`.
+        learn_from: a data set to learn from in place of `dataset`, of whose users the histories are then read and not
+            learned from (`recommenders.evaluation.transfer`); None = `dataset`. Its own `n_users` and `n_items` count.
         save_models: each arm, fitted with the first seed, is kept in ``models/<arm>``.
     """
 
     split: str
     target: str
+    learn_from: Mapping[str, Any] | None
     save_models: bool
 
     def __post_init__(self) -> None:
@@ -58,14 +62,18 @@ class Settings(course.Settings):
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
         """The settings that a configuration describes; modes and references do not matter."""
-        before = {"target": "ranking"}  # runs from before there were others
+        before = {"target": "ranking", "learn_from": None}  # runs from before there were others
         return super().of({**before, **config, "modes": ["loop"], "references": []})
 
     @cached_property
     def data(self) -> tuple[Dataset, Split]:
-        """The data set, and what is known and asked of it."""
+        """The data set, and what is known and asked of it; with `learn_from` both together, and of it what is asked."""
         dataset = self.design.load_dataset(self.design.seed)
-        return dataset, SPLITS[self.split](dataset)
+        split = SPLITS[self.split](dataset)
+        if self.learn_from is None:
+            return dataset, split
+        source = build(self.learn_from, "learn_from")
+        return joined(source, dataset), carried_over(split, source)
 
     def designs(self) -> dict[str, Design]:
         """Nothing is played."""
@@ -163,7 +171,8 @@ def plot_leaderboard(rows: Sequence[Row], metric: str = "ndcg@10") -> Figure:
 def _judge(arm: str, settings: Settings, folder: Path) -> tuple[list[dict[str, Any]], float]:
     """One arm's rows and CPU seconds; it sees the catalogue and the training interactions, never the targets."""
     design, (dataset, split) = settings.design, settings.data
-    seen = dataset.replace_interactions(split.train)
+    zero_shot = settings.learn_from is not None
+    seen = dataset if zero_shot else dataset.replace_interactions(split.train)
     started, seconds = 0.0, 0.0
     models: list[Any] = []
 
@@ -173,7 +182,7 @@ def _judge(arm: str, settings: Settings, folder: Path) -> tuple[list[dict[str, A
         if isinstance(recommender, SeesDataset):
             recommender.bind_dataset(seen)
         started = time.process_time()
-        return recommender
+        return ZeroShot(recommender, dataset.interactions) if zero_shot else recommender
 
     def fitted(name: str, recommender: Any) -> None:
         nonlocal seconds
