@@ -118,6 +118,7 @@ class Table:
     columns: Mapping[str, str]  # data set -> the column of the paper that is about it
     protocol: Protocol
     rows: Sequence[TableRow]
+    items: Mapping[str, int] = field(default_factory=dict)  # data set -> items of the published data, to tell them by
     differs: Sequence[str] = ()  # from the published protocol, beside what `Protocol` says
 
     @classmethod
@@ -209,9 +210,15 @@ class Settings(course.Settings):
 
     @property
     def column(self) -> str:
-        """The published column that stands beside ours: of this data set, or the first, which is then of others."""
+        """The published column that stands beside ours: of these data, or the first, which is then of others."""
         columns = self.described.columns
         return columns.get(self.data[0].name, next(iter(columns.values())))
+
+    @property
+    def same_data(self) -> bool:
+        """Whether the published column is of these data."""
+        table, dataset = self.described, self.data[0]
+        return dataset.name in table.columns and table.items.get(dataset.name, dataset.n_items) == dataset.n_items
 
     def designs(self) -> dict[str, Design]:
         """Nothing is played."""
@@ -269,11 +276,14 @@ class Settings(course.Settings):
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, mappings within mappings merged likewise."""
+    """`base` with `changes`, mappings within mappings merged likewise; an empty one empties."""
     both = dict(base)
     for name, value in changes.items():
         below = both.get(name)
-        both[name] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and value:
+            both[name] = _merged(below, value)
+        else:
+            both[name] = value
     return both
 
 
@@ -408,7 +418,7 @@ def _tidy(settings: Settings) -> list[dict[str, Any]]:
                     "n_users": mine.get("n_users"),
                     "n_seeds": mine.get("n_seeds"),
                     "seconds": cell["fit_seconds"] + cell["asked_seconds"] if cell else None,
-                    "verdict": verdict(metric, published.get(metric), mine),
+                    "verdict": verdict(metric, published.get(metric), mine) if settings.same_data else "",
                     "mark": row.mark,
                     "note": lacking or ("" if cell else "not fitted yet: run again") or row.why,
                 }
@@ -431,7 +441,7 @@ def as_markdown(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as it is read: a line for each row, in a cell ours with its interval above the published figure."""
     table, (dataset, split) = settings.described, settings.data
     protocol = table.protocol
-    own = settings.column if dataset.name in table.columns else f"{settings.column} (other data)"
+    own = settings.column if settings.same_data else f"{settings.column} (other data)"
     lines = [
         f"# {settings.table}: {table.title}",
         "",

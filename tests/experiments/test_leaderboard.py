@@ -98,8 +98,8 @@ def test_splits_differ_and_bad_ones_are_named(folder: Path, tmp_path: Path) -> N
     other = run_experiment(settings(tmp_path / "time", "arms=[popularity]", "split=time"))
     table = pl.read_csv(other / "tables" / "leaderboard.csv")
     assert table["n_users"][0] != pl.read_csv(folder / "tables" / "leaderboard.csv")["n_users"][0]
-    with pytest.raises(ConfigError, match=r"split='?random'?.*expected .*last.*time.*cold_items"):
-        run_experiment(settings(tmp_path / "x", "split=random"))
+    with pytest.raises(ConfigError, match=r"split=.?weekly.?.*expected .*last.*time.*cold_items"):
+        run_experiment(settings(tmp_path / "x", "split=weekly"))
     with pytest.raises(ConfigError, match="oracle cannot be judged offline"):
         run_experiment(settings(tmp_path / "x", "arms=[oracle]"))
 
