@@ -1,19 +1,20 @@
 """llm_biases: what a recommender that asks a language model gets wrong, test by test, on real or synthetic users.
 
 The arm orders the same candidates of its base again and again, each time with one thing told differently; what changes
-in the lists is the bias. All users are asked about under the same seed; intervals are over users.
+in the lists is the bias. All users are asked about under the same seed; intervals are over users. P5, whose prompts can
+describe a user, is examined by what attributes do to its lists and explanations.
 
 Sources: order and popularity, Hou et al. 2023 ("Large language models are zero-shot rankers"); attributes, Zhang et al.
-2023 ("FaiRLLM"), whose neutral list is also asked for a second time here: the floor below which a difference says
-nothing.
+2023 ("FaiRLLM"), here beside two floors: the neutral list asked for again, and an attribute that means nothing.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +24,17 @@ from experiments.running.course import Row, Run
 from experiments.running.design import Design, Spec
 from recommenders.evaluation.offline import bootstrap_interval, seen_mask
 from recommenders.llm import LLMRanker
-from recommenders.llm.telling import shuffled
+from recommenders.llm.telling import REWORDED, shuffled
 from simenv.candidates import Candidates
 from simenv.conclusions.statistics import tost_p
 from simenv.datasets.base import Dataset, LongArray
 from simenv.datasets.splits import Split, leave_one_out
-from simenv.errors import ConfigError
+from simenv.errors import ConfigError, MissingExtraError
 from simenv.files import read_sealed, write_sealed
 from simenv.metrics.comparisons import list_jaccard, prag, serp, snsr, snsv
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key
-from simenv.slates import SeesDataset
+from simenv.slates import SeesDataset, asks_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +46,19 @@ SIMILARITIES: Mapping[str, Callable[[Sequence[int], Sequence[int]], float]] = {
     "prag": prag,
 }
 ORDER_MARGIN = 0.05  # of the list's length: a shift of places that counts as none
+RESAMPLES = 2_000
+PLACEBO = "placebo, "  # before the name of an attribute that means nothing
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A recommender that can be asked as though users were of other attributes: P5."""
+
+    told_values: Mapping[str, Sequence[str]]
+    ask: str
+
+    def described_as(self, **swap: str | None) -> Self:
+        """The same, asked about other people; None = the attribute is not told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +71,9 @@ class Settings(course.Settings):
         k: length of the lists that are compared.
         votes: orders that are averaged in the second measurement of the order's influence.
         told: lengths of the history that are told.
-        attributes: values told of each attribute.
+        attributes: values told of each attribute; P5 is told those that its users have.
+        placebo: values of an attribute that means nothing: what telling anything at all does.
+        explained: attributes whose values are told when explanations are asked for.
         noise: share of the history's items that are exchanged for random ones.
         typos: share of the titles' letters that are exchanged for their neighbours.
         genres: how many of the commonest genres are asked for.
@@ -70,6 +86,8 @@ class Settings(course.Settings):
     votes: int
     told: Sequence[int]
     attributes: Mapping[str, Sequence[str]]
+    placebo: Mapping[str, Sequence[str]]
+    explained: Sequence[str]
     noise: float
     typos: float
     genres: int
@@ -78,6 +96,8 @@ class Settings(course.Settings):
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tests or ()) - set(TESTS)):
             raise ConfigError(f"tests={unknown[0]}: expected some of {', '.join(TESTS)}")
+        if unknown := sorted(set(self.explained) - set(self.attributes)):
+            raise ConfigError(f"explained={unknown[0]}: expected some of attributes, {', '.join(self.attributes)}")
         if self.judged_users < 2:
             raise ConfigError(f"judged_users={self.judged_users}: expected at least 2")
         for name in ("noise", "typos"):
@@ -109,36 +129,59 @@ class Settings(course.Settings):
     def check(self) -> None:
         """Make the arm, and split the data."""
         made = self.design.make_recommender(self.arm)
-        if not isinstance(made, LLMRanker):
-            raise ConfigError(f"arm={self.arm}: expected an arm that orders candidates by asking a language model")
-        _ = self.data
+        if not isinstance(made, LLMRanker | Described):
+            raise ConfigError(
+                f"arm={self.arm}: expected an arm that orders candidates by asking a language model, or p5 with "
+                "asking.describe"
+            )
+        dataset, _ = self.data
+        if isinstance(made, Described):
+            if isinstance(made, SeesDataset):
+                made.bind_dataset(dataset)
+            if not made.told_values:
+                raise ConfigError(f"arm={self.arm}: it tells no attributes; expected some in asking.describe")
+            if others := sorted(set(self.tests or ()) - OF_DESCRIBED):
+                raise ConfigError(f"tests={others[0]}: of {self.arm} expected {', '.join(sorted(OF_DESCRIBED))} alone")
+
+    def chosen(self, described: bool) -> list[str]:
+        """Names of the tests that are run, in order."""
+        return [name for name in self.tests or TESTS if not described or name in OF_DESCRIBED]
 
 
 class Examination:
-    """The arm, fitted, and its candidates for each user; `lists` asks for them anew with something told differently."""
+    """An arm, fitted, whose users can be told to be others.
 
-    def __init__(self, settings: Settings, run: Run) -> None:
+    Attributes:
+        attributes: values to tell, by attribute.
+        explained: attributes to tell when explanations are asked for.
+        neutral: the lists with nothing told.
+    """
+
+    attributes: Mapping[str, Sequence[str]]
+    explained: Sequence[str]
+    neutral: Lists
+
+    def __init__(self, settings: Settings, arm: Any) -> None:
         self.settings, self.key = settings, Key(settings.design.seed)
         self.dataset, split = settings.data
         self.users, self.targets, self.log = split.users, split.targets, split.train
-        self.ranker: LLMRanker = settings.design.with_run_files(run.path).make_recommender(settings.arm)
-        if isinstance(self.ranker, SeesDataset):
-            self.ranker.bind_dataset(self.dataset.replace_interactions(self.log))
-        self.ranker.fit(self.log, key=self.key)
-        n = min(max(self.ranker.candidates, settings.k), self.dataset.n_items)
-        unseen = Candidates.of(self.dataset.n_items, out=seen_mask(self.log, self.users))
-        self.candidates = self.ranker.base.recommend(self.users, n, unseen, key=self.key).item_ids  # (B, C)
+        if isinstance(arm, SeesDataset):
+            arm.bind_dataset(self.dataset.replace_interactions(self.log))
+        arm.fit(self.log, key=self.key)
+        self.unseen = Candidates.of(self.dataset.n_items, out=seen_mask(self.log, self.users))
         self.popularity = midrank_percentile(self.log.item_counts())
 
-    def lists(self, ranker: LLMRanker | None = None, *, page: int = 0) -> Lists:
-        """The k best of each user's candidates; another `page` is the same question in another order."""
-        ranked = (ranker or self.ranker).rank(self.users, self.candidates, self.key.at(page=page))
-        return ranked[:, : self.settings.k]
+    def again(self) -> tuple[str, Lists]:
+        """The neutral lists asked for again, and how."""
+        raise NotImplementedError
 
-    @cached_property
-    def neutral(self) -> Lists:
-        """The lists with nothing changed."""
-        return self.lists()
+    def told(self, attribute: str, value: str) -> Lists:
+        """The lists when every user is said to be of this value."""
+        raise NotImplementedError
+
+    def explanations(self, items: LongArray, **told: str) -> list[str]:
+        """Why each user would like each item (B,), said under these values."""
+        raise NotImplementedError
 
     def row(self, test: str, setting: str, metric: str, values: NDArray[Any]) -> Row:
         """A row of the table: mean over users with its interval; users without a value do not count."""
@@ -146,6 +189,64 @@ class Examination:
         low, high = bootstrap_interval(known, key=self.key) if len(known) > 1 else (None, None)
         mean = float(known.mean()) if len(known) else None
         return _row(test, setting, metric, mean, low, high, len(known))
+
+
+class DescribedExamination(Examination):
+    """P5: what it recommends of all that users have not had, under the values that its prompts can tell."""
+
+    def __init__(self, settings: Settings, arm: Any) -> None:
+        super().__init__(settings, arm)
+        self.arm = arm
+        self.attributes = arm.told_values
+        self.explained = list(arm.told_values)
+        self.untold = arm.described_as(**dict.fromkeys(arm.told_values))
+        self.neutral = self._lists(self.untold)
+
+    def again(self) -> tuple[str, Lists]:
+        other = copy.copy(self.untold)
+        other.ask = "unseen"
+        return "asked in other words", self._lists(other)
+
+    def told(self, attribute: str, value: str) -> Lists:
+        others: dict[str, str | None] = dict.fromkeys(self.attributes)
+        return self._lists(self.arm.described_as(**{**others, attribute: value}))
+
+    def explanations(self, items: LongArray, **told: str) -> list[str]:
+        others: dict[str, str | None] = dict.fromkeys(self.attributes)
+        said: list[str] = self.arm.described_as(**{**others, **told}).explain(self.users, items)
+        return said
+
+    def _lists(self, arm: Any) -> Lists:
+        slates = arm.recommend(self.users, self.settings.k, self.unseen, key=self.key)
+        return np.asarray(slates.item_ids)
+
+
+class RankerExamination(Examination):
+    """A ranker and its candidates for each user; `lists` asks for them anew with something told differently."""
+
+    def __init__(self, settings: Settings, arm: LLMRanker) -> None:
+        super().__init__(settings, arm)
+        self.ranker = arm
+        nothing = {PLACEBO + name: values for name, values in settings.placebo.items()}
+        self.attributes = {**nothing, **settings.attributes}
+        self.explained = settings.explained
+        n = min(max(arm.candidates, settings.k), self.dataset.n_items)
+        self.candidates = arm.base.recommend(self.users, n, self.unseen, key=self.key).item_ids  # (B, C)
+        self.neutral = self.lists()
+
+    def again(self) -> tuple[str, Lists]:
+        return "asked in another order", self.lists(page=1)
+
+    def told(self, attribute: str, value: str) -> Lists:
+        return self.lists(self.ranker.retold(swap={attribute.removeprefix(PLACEBO): value}))
+
+    def explanations(self, items: LongArray, **told: str) -> list[str]:
+        return self.ranker.retold(swap=told).explain(self.users, items, key=self.key)
+
+    def lists(self, ranker: LLMRanker | None = None, *, page: int = 0) -> Lists:
+        """The k best of each user's candidates; another `page` is the same question in another order."""
+        ranked = (ranker or self.ranker).rank(self.users, self.candidates, self.key.at(page=page))
+        return ranked[:, : self.settings.k]
 
 
 def _row(test: str, setting: str, metric: str, value: Any, low: Any = None, high: Any = None, n: int = 0) -> Row:
@@ -163,7 +264,7 @@ def _row(test: str, setting: str, metric: str, value: Any, low: Any = None, high
 # -- the tests --------------------------------------------------------------------------------------------------
 
 
-def order(e: Examination) -> Iterator[Row]:
+def order(e: RankerExamination) -> Iterator[Row]:
     """How much earlier the first half of what is shown comes in the answer than the second, in shares of places."""
     n = e.candidates.shape[1]
     for votes in (1, e.settings.votes):
@@ -182,7 +283,7 @@ def order(e: Examination) -> Iterator[Row]:
         yield _row("order", f"{votes} orders", f"TOST p, margin {ORDER_MARGIN:g}", tost_p(shift, ORDER_MARGIN))
 
 
-def popularity(e: Examination) -> Iterator[Row]:
+def popularity(e: RankerExamination) -> Iterator[Row]:
     """Popularity percentile of what stands at each rank: the arm's, its base's, and that of what was taken next."""
     base = e.candidates[:, : e.settings.k]
     for name, lists in (("arm", e.neutral), ("base", base)):
@@ -195,7 +296,7 @@ def popularity(e: Examination) -> Iterator[Row]:
     yield e.row("popularity", "arm - base", "percentile", difference)
 
 
-def told(e: Examination) -> Iterator[Row]:
+def told(e: RankerExamination) -> Iterator[Row]:
     """The same by how many items of the history are told."""
     for n in e.settings.told:
         lists = e.lists(e.ranker.retold(history=n))
@@ -205,24 +306,64 @@ def told(e: Examination) -> Iterator[Row]:
 
 def attributes(e: Examination) -> Iterator[Row]:
     """FaiRLLM: the list under each value of an attribute against the neutral list, and the neutral one asked again."""
-    again = e.lists(page=1)
+    how, again = e.again()
     for name, similarity in SIMILARITIES.items():
-        yield e.row("attributes", "neutral, asked again", name, _similar(similarity, again, e.neutral))
-    for attribute, values in e.settings.attributes.items():
+        yield e.row("attributes", f"neutral, {how}", name, _similar(similarity, again, e.neutral))
+    for attribute, values in e.attributes.items():
         found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in SIMILARITIES}
         for value in values:
-            lists = e.lists(e.ranker.retold(swap={attribute: value}))
+            lists = e.told(attribute, value)
             for name, similarity in SIMILARITIES.items():
                 found[name].append(_similar(similarity, lists, e.neutral))
                 yield e.row("attributes", f"{attribute}: {value}", name, found[name][-1])
         for name, each in found.items():
-            means = np.array([np.nanmean(values) for values in each])
-            yield _row("attributes", attribute, f"snsr {name}", snsr(means), n=len(e.users))
-            yield _row("attributes", attribute, f"snsv {name}", snsv(means), n=len(e.users))
+            for metric, spread in (("snsr", snsr), ("snsv", snsv)):
+                yield _spread_row(e, attribute, f"{metric} {name}", np.array(each), spread)
 
 
-def robustness(e: Examination) -> Iterator[Row]:
-    """Lists under misspelt titles and noisy histories against the plain ones; places that a pushed candidate gains."""
+def _spread_row(
+    e: Examination, attribute: str, metric: str, each: NDArray[np.float64], spread: Callable[[Any], float]
+) -> Row:
+    """Spread over the values of an attribute of the similarities (values, B), users resampled.
+
+    What is drawn at random has a spread too, and so has a resample: the interval lies high, and the placebo's beside it
+    is what to compare with.
+    """
+    rng = np.random.default_rng([e.key.seed, 0x5A5])
+    drawn = rng.integers(0, each.shape[1], (RESAMPLES, each.shape[1]))
+    resampled = [spread(np.nanmean(each[:, users], axis=1)) for users in drawn]
+    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
+    return _row("attributes", attribute, metric, spread(np.nanmean(each, axis=1)), low, high, each.shape[1])
+
+
+def explanations(e: Examination) -> Iterator[Row]:
+    """Length in words and polarity (VADER's compound, -1 to 1) of what is said of the list's first item, by attribute."""
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        raise MissingExtraError("tests=[explanations]", "llm") from error
+    polarity = SentimentIntensityAnalyzer().polarity_scores
+
+    def measured(texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        lengths = [len(text.split()) or np.nan for text in texts]
+        warmth = [polarity(text)["compound"] if text else np.nan for text in texts]
+        return {"words": np.array(lengths, np.float64), "polarity": np.array(warmth, np.float64)}
+
+    first = e.neutral[:, 0].astype(np.int64)
+    neutral = measured(e.explanations(first))
+    for metric, values in neutral.items():
+        yield e.row("explanations", "neutral", metric, values)
+    for attribute in e.explained:
+        for value in e.attributes[attribute]:
+            for metric, values in measured(e.explanations(first, **{attribute: value})).items():
+                yield e.row("explanations", f"{attribute}: {value}", metric, values)
+                yield e.row("explanations", f"{attribute}: {value}", f"{metric} - neutral", values - neutral[metric])
+
+
+def robustness(e: RankerExamination) -> Iterator[Row]:
+    """Lists under misspelt titles, noisy histories and other words of the question against the plain ones; places that
+    a pushed candidate gains.
+    """
     catalog = e.dataset.catalog
     rng = np.random.default_rng([e.key.seed, 0xB0B])
     titles = tuple(_misspelt(title, e.settings.typos, rng) for title in catalog.titles)
@@ -233,6 +374,7 @@ def robustness(e: Examination) -> Iterator[Row]:
     for name, ranker in (
         (f"{e.settings.typos:.0%} of letters misspelt", e.ranker.retold(dataset=misspelt)),
         (f"{e.settings.noise:.0%} of history random", e.ranker.retold(log=replace(e.log, items=items))),
+        ("the question in other words", e.ranker.retold(prompts=str(REWORDED))),
     ):
         lists = e.lists(ranker)
         for metric, similarity in SIMILARITIES.items():
@@ -251,7 +393,7 @@ def robustness(e: Examination) -> Iterator[Row]:
     yield e.row("robustness", "one title says to put it first", "places gained", gained.astype(np.float64))
 
 
-def control(e: Examination) -> Iterator[Row]:
+def control(e: RankerExamination) -> Iterator[Row]:
     """Share of the list that has a genre that is asked for, before and after."""
     catalog = e.dataset.catalog
     for genre in np.argsort(-catalog.genres.sum(axis=0), kind="stable")[: e.settings.genres]:
@@ -261,9 +403,10 @@ def control(e: Examination) -> Iterator[Row]:
             yield e.row("control", f"{name}, {setting}", "share", _means(catalog.genres[:, genre].astype(float), lists))
 
 
-TESTS: Mapping[str, Callable[[Examination], Iterator[Row]]] = {
-    test.__name__: test for test in (order, popularity, told, attributes, robustness, control)
+TESTS: Mapping[str, Callable[[Any], Iterator[Row]]] = {
+    test.__name__: test for test in (order, popularity, told, attributes, robustness, control, explanations)
 }
+OF_DESCRIBED = {"attributes", "explanations"}  # tests that P5 can be put to
 
 
 def _of(values: NDArray[Any], items: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -302,27 +445,36 @@ def play(settings: Settings, run: Run) -> None:
 
     examination: Examination | None = None
     rows: list[Row] = []
-    chosen = [(name, test) for name, test in TESTS.items() if settings.tests is None or name in settings.tests]
-    for name, test in track(chosen, "tests", console=Console(stderr=True), disable=not run.progress):
+    arm = settings.design.with_run_files(run.path).make_recommender(settings.arm)
+    kind = RankerExamination if isinstance(arm, LLMRanker) else DescribedExamination
+    chosen = settings.chosen(kind is DescribedExamination)
+    for name in track(chosen, "tests", console=Console(stderr=True), disable=not run.progress):
         done = run.directory.checkpoint / f"{name}.json"
         kept = read_sealed(done)
         if kept is None:
-            examination = examination or Examination(settings, run)
-            kept = {"rows": list(test(examination)), "llm": examination.ranker.accounting}
+            examination = examination or kind(settings, arm)
+            kept = {"rows": list(TESTS[name](examination)), "llm": arm.accounting if asks_model(arm) else None}
             write_sealed(done, kept)
         rows += kept["rows"]
         asked = kept["llm"]
-    total = asked["total"]
-    questions = max(1, total["pages"])
-    rows += [
-        _row("compliance", settings.arm, "usable answers", 1 - total["fallbacks"] / questions),
-        _row("compliance", settings.arm, "second attempts a question", total["second_attempts"] / questions),
-        _row("compliance", settings.arm, "ids that do not exist a question", total.get("invented_ids", 0) / questions),
-        _row("compliance", settings.arm, "orders with ties a question", total.get("tied_places", 0) / questions),
-    ]
+    if asked:
+        rows += _compliance(settings.arm, asked["total"])
     run.table("llm_biases", rows)
     dataset, split = settings.data
-    run.card(dataset=dataset.name, arm=settings.arm, judged_users=len(split.users), recommender_llm=asked)
+    run.card(dataset=dataset.name, arm=settings.arm, judged_users=len(split.users))
+    if asked:
+        run.card(recommender_llm=asked)
+
+
+def _compliance(arm: str, total: Mapping[str, float]) -> list[Row]:
+    """What became of the questions."""
+    questions = max(1, total["pages"])
+    return [
+        _row("compliance", arm, "usable answers", 1 - total["fallbacks"] / questions),
+        _row("compliance", arm, "second attempts a question", total["second_attempts"] / questions),
+        _row("compliance", arm, "ids that do not exist a question", total.get("invented_ids", 0) / questions),
+        _row("compliance", arm, "orders with ties a question", total.get("tied_places", 0) / questions),
+    ]
 
 
 def score(settings: Settings, run: Run) -> None:
@@ -346,10 +498,11 @@ def plot(settings: Settings, run: Run) -> None:
         run.figure(
             "llm_attributes",
             plot_attributes(rows),
-            title="Lists when an attribute is told, beside the neutral list",
+            title="How like the neutral list is the list when an attribute is told",
             caption="PRAG*, mean over users with 95 % bootstrap intervals; 1 = the same list. The dashed line is the "
-            "neutral list asked for a second time in another order of candidates: only what lies below it is due to "
-            "the attribute.",
+            "neutral list asked for a second time, of a language model with the candidates in another order, of P5 in "
+            "other words. Values of an attribute that means nothing (placebo) show what telling anything does: an "
+            "attribute matters as far as it lies below them, or as its values lie apart.",
         )
 
 
@@ -382,8 +535,9 @@ def plot_attributes(rows: Sequence[Row], metric: str = "prag") -> Figure:
     values = [row for row in chosen if row is not floor][::-1]
     figure, (panel,) = small_multiples(1, height=1.5 + 0.28 * len(values))
     for place, row in enumerate(values):
-        panel.plot([row["ci_low"], row["ci_high"]], [place, place], color="#0072b2", linewidth=2)
-        panel.plot([row["value"]], [place], "o", color="#0072b2")
+        color = "#888888" if row["setting"].startswith(PLACEBO) else "#0072b2"
+        panel.plot([row["ci_low"], row["ci_high"]], [place, place], color=color, linewidth=2)
+        panel.plot([row["value"]], [place], "o", color=color)
     panel.axvline(floor["value"], color="#888888", linestyle="--")
     panel.set_yticks(range(len(values)), [row["setting"] for row in values])
     panel.set_xlabel("PRAG* to the neutral list")

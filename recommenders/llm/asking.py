@@ -28,6 +28,7 @@ from simenv.randomness import Key
 
 T = TypeVar("T")
 NOTE_TOKENS = 120
+EXPLANATION_TOKENS = 48
 
 
 class AskingRecommender(Wrapper):
@@ -93,6 +94,24 @@ class AskingRecommender(Wrapper):
         """What the language model was asked and what it cost, for the run card."""
         version = self.teller.templates.version if self._teller else ""
         return {"model": self.language_model.model, "prompt_version": version, **self.language_model.ledger.as_dict()}
+
+    def explain(self, users: NDArray[Any], items: NDArray[Any], *, key: Key | None = None) -> list[str]:
+        """Why each user would like each item, in a sentence of the model's; "" where it has no answer.
+
+        Args:
+            users, items: (n,).
+            key: of what is told of the users, as when recommending.
+        """
+        key, said = key or Key(0), [""] * len(users)
+
+        async def one(row: int) -> None:
+            user, item = int(users[row]), int(items[row])
+            text = self.teller.render("explain", person=self.teller.person(user, key), item=self.teller.item(item))
+            request = self._request(text, None, f"explain, user {user}", key, max_tokens=EXPLANATION_TOKENS)
+            said[row] = await self._ask(request, words) or ""
+
+        self._each(one, range(len(users)), key)
+        return said
 
     def rehearse(self) -> None:
         """From now on a stand-in answers, and counts; nothing is asked, nor tuned."""

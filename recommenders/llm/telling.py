@@ -20,6 +20,7 @@ from simenv.language_models.quoting import Templates, plain, quote
 from simenv.randomness import Key, Purpose, uniforms
 
 PACKAGED = Path(__file__).with_name("prompts")
+REWORDED = PACKAGED / "reworded"  # the same questions in other words, for `Telling.prompts`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,6 +147,11 @@ class P5(GenerativeRecommender):
         self._known = {name: _known(dataset, name, "asking.describe") for name in self.asking.describe}
         self._people = _descriptions(self._known)
 
+    @property
+    def told_values(self) -> dict[str, tuple[str, ...]]:
+        """The values of each attribute that `{user_desc}` tells, sorted; the empty one, of users who told none, not."""
+        return {name: tuple(sorted(set(values.tolist()) - {""})) for name, values in self._known.items()}
+
     def described_as(self, **swap: str | None) -> Self:
         """The same fitted network, asked as though every user were of these attribute values.
 

@@ -67,7 +67,7 @@ def test_arms_that_ask_are_played_in_the_loop_and_accounted_for(tmp_path):
 def test_biases_are_told_test_by_test(tmp_path):
     folder = tmp_path / "run"
     settings = config("llm_biases", folder, "votes=3", "told=[0,20]", "genres=1", "k=5")
-    settings["attributes"] = {"gender": ["male", "female"]}
+    settings |= {"attributes": {"gender": ["male", "female"]}, "explained": ["gender"]}
     run_experiment(settings)
     rows = {
         (r["test"], r["setting"], r["metric"]): r for r in pl.read_csv(folder / "tables" / "llm_biases.csv").to_dicts()
@@ -76,14 +76,40 @@ def test_biases_are_told_test_by_test(tmp_path):
     asked = next(setting for test, setting, _ in rows if test == "control" and setting.endswith(", asked"))
     assert rows["control", asked, "share"]["value"] is not None
     # the stand-in reads neither attributes nor page: every such list is the neutral one
-    assert rows["attributes", "gender: male", "prag"]["value"] == pytest.approx(1, abs=0.35)
-    assert rows["attributes", "gender", "snsr jaccard"]["value"] == pytest.approx(0, abs=1e-9)
+    assert rows["attributes", "gender: male", "prag"]["value"] == 1
+    assert rows["attributes", "placebo, locker: 12", "prag"]["value"] == 1
+    assert rows["attributes", "neutral, asked in another order", "prag"]["value"] < 1  # ties fall otherwise
+    assert (
+        rows["attributes", "gender", "snsr jaccard"]["value"]
+        == rows["attributes", "gender", "snsr jaccard"]["ci_high"]
+        == 0
+    )
+    assert rows["robustness", "the question in other words", "prag"]["value"] == 1
+    assert rows["explanations", "neutral", "words"]["value"] > 0
+    assert rows["explanations", "gender: female", "polarity - neutral"]["value"] == 0
     assert rows["told", "0", "percentile"]["value"] != rows["told", "20", "percentile"]["value"]
     assert rows["compliance", "chatgpt-list", "usable answers"]["value"] == 1
     assert {path.name for path in (folder / "figures").glob("llm_*.png")} == {
         "llm_popularity.png",
         "llm_attributes.png",
     }
+
+
+def test_p5_is_told_the_attributes_of_its_users(tmp_path):
+    tiny = ("network.embedding_size=8", "network.heads=2", "training.epochs=1", "asking.describe=[taste]")
+    told = [f"recommenders.p5.{option}" for option in (*tiny, "asking.families=[sequential,explanation]")]
+    run_experiment(config("llm_biases", tmp_path / "run", "arm=p5", "k=5", *told))
+    rows = {
+        (r["test"], r["setting"], r["metric"]): r
+        for r in pl.read_csv(tmp_path / "run" / "tables" / "llm_biases.csv").to_dicts()
+    }
+    assert {test for test, _, _ in rows} == {"attributes", "explanations"}
+    assert 0 <= rows["attributes", "taste: minority", "jaccard"]["value"] < 1
+    assert rows["attributes", "taste", "snsr prag"]["ci_high"] > 0
+    assert rows["attributes", "neutral, asked in other words", "prag"]["value"] < 1
+    assert rows["explanations", "taste: minority", "words"]["n_users"] > 0
+    with pytest.raises(ConfigError, match="tests=order: of p5 expected attributes, explanations alone"):
+        run_experiment(config("llm_biases", tmp_path / "other", "arm=p5", "tests=[order]", told[-2]))
 
 
 LOOP = ("n_seeds=1", "rounds=3", "n_users=6", "n_items=40", "references=[]", "modes=[loop]", "primary=null")
@@ -166,6 +192,8 @@ def test_some_of_the_tests_alone(tmp_path):
         ("llm_ranking", "judged_users=1", "judged_users=1"),
         ("llm_biases", "arm=popularity", "arm=popularity: expected an arm that orders candidates"),
         ("llm_biases", "noise=2", "noise=2"),
+        ("llm_biases", "arm=p5", "arm=p5: it tells no attributes; expected some in asking.describe"),
+        ("llm_biases", "explained=[height]", "explained=height: expected some of attributes, age, country"),
         ("llm_biases", "tests=[order,fairness]", "tests=fairness: expected some of order, popularity"),
     ],
 )

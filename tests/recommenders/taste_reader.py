@@ -42,7 +42,7 @@ def answer(request: Request) -> str:
 
 def reply(text: str, schema: object) -> str:
     """The answer to a prompt under a schema (None: words)."""
-    before, _, after = text.partition("Items to put in order:")
+    before, after = re.split("Items to put in order:|Rank these:|$", text, maxsplit=1)
     taste: Counter[str] = Counter()
     for line in before.splitlines():
         if line.startswith("- "):
@@ -68,7 +68,7 @@ def reply(text: str, schema: object) -> str:
         assert first is not None
         assert second is not None
         return json.dumps({"better": 1 if liking(first[1]) >= liking(second[1]) else 2})
-    item = re.search(r"^The item: (.*)$", text, re.M)
+    item = re.search(r"^(?:The item|What about this): (.*)$", text, re.M)
     if "stars" in properties and item:
         return json.dumps({"stars": 1 + round(4 * min(1.0, 2 * liking(item[1])))})
     if "yes" in properties and item:
