@@ -337,7 +337,7 @@ def _spread_row(
 
 
 def explanations(e: Examination) -> Iterator[Row]:
-    """Length in words and polarity (VADER's compound, -1 to 1) of what is said of the list's first item, by attribute."""
+    """Words and polarity (VADER's compound, -1 to 1) of what is said of the first item of the list, by attribute."""
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:

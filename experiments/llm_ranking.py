@@ -17,6 +17,7 @@ from experiments.running import course
 from experiments.running.course import Row, Run
 from experiments.running.design import Design, Spec
 from recommenders.evaluation.offline import (
+    PredictsRatings,
     bootstrap_interval,
     item_means,
     rank_metrics,
@@ -26,7 +27,7 @@ from recommenders.evaluation.offline import (
     table_rows,
 )
 from recommenders.llm import LLMRanker
-from simenv.datasets.base import Dataset
+from simenv.datasets.base import Dataset, FloatArray
 from simenv.datasets.splits import Split, leave_one_out
 from simenv.errors import ConfigError
 from simenv.files import read_sealed, write_sealed
@@ -39,25 +40,40 @@ if TYPE_CHECKING:
 CUTOFFS = (1, 3, 5, 10)
 
 # Published: Dai et al. 2023, five candidates, films (500 users of ML-1M), and Liu et al. 2023, Beauty, 1 of 100.
-PUBLISHED: Sequence[Row] = tuple(
-    {"recommender": name, "candidates": 5, "metric": metric, "value": value, "source": "Dai et al. 2023, films"}
-    for name, values in {
-        "random": (0.2000, 0.4262, 0.3667),
-        "popularity": (0.2240, 0.4761, 0.4103),
-        "gpt-3.5-turbo, point": (0.3342, 0.5912, 0.5260),
-        "gpt-3.5-turbo, pair": (0.3230, 0.5827, 0.5162),
-        "gpt-3.5-turbo, list": (0.3320, 0.5785, 0.5167),
-    }.items()
-    for metric, value in zip(("ndcg@1", "ndcg@3", "mrr@3"), values, strict=True)
-) + tuple(
-    {"recommender": name, "candidates": 100, "metric": metric, "value": value, "source": "Liu et al. 2023, Beauty"}
-    for name, values in {
-        "ChatGPT, zero-shot": (0.0217, 0.0111, 0.0652, 0.0252),
-        "ChatGPT, few-shot": (0.0349, 0.0216, 0.0930, 0.0398),
-        "BPR-MF": (0.1426, 0.0857, 0.2573, 0.1224),
-        "P5-S (5-4)": (0.2448, 0.1673, 0.3441, 0.1993),
-    }.items()
-    for metric, value in zip(("hr@5", "ndcg@5", "hr@10", "ndcg@10"), values, strict=True)
+PUBLISHED: Sequence[Row] = (
+    tuple(
+        {"recommender": name, "candidates": 5, "metric": metric, "value": value, "source": "Dai et al. 2023, films"}
+        for name, values in {
+            "random": (0.2000, 0.4262, 0.3667),
+            "popularity": (0.2240, 0.4761, 0.4103),
+            "gpt-3.5-turbo, point": (0.3342, 0.5912, 0.5260),
+            "gpt-3.5-turbo, pair": (0.3230, 0.5827, 0.5162),
+            "gpt-3.5-turbo, list": (0.3320, 0.5785, 0.5167),
+        }.items()
+        for metric, value in zip(("ndcg@1", "ndcg@3", "mrr@3"), values, strict=True)
+    )
+    + tuple(
+        {"recommender": name, "candidates": 100, "metric": metric, "value": value, "source": "Liu et al. 2023, Beauty"}
+        for name, values in {
+            "ChatGPT, zero-shot": (0.0217, 0.0111, 0.0652, 0.0252),
+            "ChatGPT, few-shot": (0.0349, 0.0216, 0.0930, 0.0398),
+            "BPR-MF": (0.1426, 0.0857, 0.2573, 0.1224),
+            "P5-S (5-4)": (0.2448, 0.1673, 0.3441, 0.1993),
+        }.items()
+        for metric, value in zip(("hr@5", "ndcg@5", "hr@10", "ndcg@10"), values, strict=True)
+    )
+    + tuple(
+        {"recommender": name, "candidates": None, "metric": metric, "value": value, "source": "Liu et al. 2023, Beauty"}
+        for name, values in {
+            "ChatGPT, zero-shot": (1.4059, 1.1861),
+            "ChatGPT, few-shot": (1.0751, 0.6977),
+            "MF": (1.1973, 0.9461),
+            "MLP": (1.3078, 0.9597),
+            "P5-S (1-6)": (1.3128, 0.8428),
+            "P5-B (1-6)": (1.2843, 0.8534),
+        }.items()
+        for metric, value in zip(("rmse", "mae"), values, strict=True)
+    )
 )
 
 
@@ -133,9 +149,11 @@ def play(settings: Settings, run: Run) -> None:
             write_sealed(done, judged)
         asked[arm] = judged["llm"]
         rows += judged["rows"]
+    dataset, split = settings.data
+    if any(row["metric"] == "rmse" for row in rows):
+        rows += _stars("item mean", item_means(split.train)[split.targets], split, Key(settings.design.seed))
     empty = {"ci_low": None, "ci_high": None, "n_users": None}
     run.table("llm_ranking", [{**row, "source": "measured"} for row in rows] + [{**empty, **row} for row in PUBLISHED])
-    dataset, split = settings.data
     run.card(
         dataset=dataset.name,
         judged_users=len(split.users),
@@ -160,8 +178,11 @@ def _judge(settings: Settings, arm: str, run: Run) -> tuple[list[Row], Any]:
         places = sampled_ranks(recommender, split, n_negatives=n - 1, k=n, key=key)
         for metric, values in rank_metrics(places, [k for k in CUTOFFS if k < n]).items():
             rows.append(_row(arm, n, metric, values, key))
-    if isinstance(recommender, LLMRanker) and recommender.form == "point":
-        rows += _ratings(arm, recommender, dataset, split, key)
+    if not np.isnan(split.ratings).all():
+        if isinstance(recommender, LLMRanker) and recommender.form == "point":
+            rows += _stars(arm, _stars_told(recommender, dataset, split, key), split, key)
+        elif isinstance(recommender, PredictsRatings):
+            rows += _stars(arm, recommender.predict_ratings(split.users, split.targets), split, key)
     accounting = recommender.accounting if asks_model(recommender) else None
     if accounting is not None:
         total = accounting["total"]
@@ -184,21 +205,20 @@ def _row(arm: str, candidates: int | None, metric: str, values: Any, key: Key) -
     }
 
 
-def _ratings(arm: str, ranker: LLMRanker, dataset: Dataset, split: Split, key: Key) -> list[Row]:
-    """RMSE and MAE of the stars that the model gives to what the user took last, beside the item's mean's."""
-    if np.isnan(split.ratings).all():
-        return []
+def _stars_told(ranker: LLMRanker, dataset: Dataset, split: Split, key: Key) -> FloatArray:
+    """The stars that the model gives to what each user took last, on the data's scale; the mean of all where none."""
     scale = dataset.rating_scale
     stars = ranker.judge(split.users, split.targets[:, None].astype(np.int32), key)[:, 0]
     told = scale.low + (stars - 1) / 4 * (scale.high - scale.low)
     mean = split.train.ratings[~np.isnan(split.train.ratings)].astype(np.float64).mean()
-    predictions = {arm: np.where(np.isnan(told), mean, told), "item mean": item_means(split.train)[split.targets]}
+    return np.where(np.isnan(told), mean, told)
+
+
+def _stars(name: str, predicted: FloatArray, split: Split, key: Key) -> list[Row]:
+    """RMSE and MAE of predicted stars of what each user took last."""
     kept = ("recommender", "metric", "value", "ci_low", "ci_high", "n_users")
-    return [
-        {"candidates": None, **{name: row[name] for name in kept}}
-        for name, predicted in predictions.items()
-        for row in table_rows(name, [rating_metrics(predicted, split.ratings)], True, key)
-    ]
+    found = table_rows(name, [rating_metrics(predicted, split.ratings)], True, key)
+    return [{"candidates": None, **{column: row[column] for column in kept}} for row in found]
 
 
 def score(settings: Settings, run: Run) -> None:

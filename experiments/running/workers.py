@@ -16,7 +16,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -32,6 +32,7 @@ from simenv.checks import whole
 from simenv.errors import WorkerError
 from simenv.files import write_whole
 from simenv.language_models.accounting import paid_by
+from simenv.stopping import Stopped, stopping
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -115,10 +116,8 @@ def _run_here(parts: Sequence[_Part], checkpoint_every: int, bar: _Progress) -> 
                 for job in (job for job in part.open_jobs if job.seed == seed):
                     if stop.is_set():
                         raise Interrupted
-                    with paid_by(part.folder, job.id):
-                        played = JobRun(design, job, worlds[made], part.folder, checkpoint_every=checkpoint_every)
-                        if not played.play(bar.advance, stop.is_set):
-                            raise Interrupted
+                    if not _play(design, job, part.folder, checkpoint_every, worlds[made], bar.advance, stop.is_set):
+                        raise Interrupted
             checked = (check_gates(design, worlds[part.world(seed)], part.folder) for seed in design.seeds)
             gates.append([line for lines in checked for line in lines])
     return [
@@ -259,9 +258,26 @@ def _play_job(design: Design, job: Job, folder: Path, checkpoint_every: int, wor
     stop, reports = _worker["stop"], _worker["reports"]
     if stop.is_set():
         return False
-    with paid_by(folder, job.id):
-        played = JobRun(design, job, _load_world(world), folder, checkpoint_every=checkpoint_every)
-        return played.play(lambda rounds, steps: reports.put((rounds, steps)), stop.is_set)
+    return _play(
+        design, job, folder, checkpoint_every, _load_world(world), lambda *done: reports.put(done), stop.is_set
+    )
+
+
+def _play(
+    design: Design,
+    job: Job,
+    folder: Path,
+    checkpoint_every: int,
+    world: World,
+    advance: Callable[[int, int], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Play a job; False where it was stopped, between rounds or in the midst of learning."""
+    with paid_by(folder, job.id), stopping(stop):
+        try:
+            return JobRun(design, job, world, folder, checkpoint_every=checkpoint_every).play(advance, stop)
+        except Stopped:
+            return False
 
 
 def _check_seed(design: Design, folder: Path, world: Path) -> list[str]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from simenv.datasets.base import IntArray, LongArray
 from simenv.errors import ConfigError, RunDirectoryError
+from simenv.stopping import leave_if_asked
 from simenv.training.histories import Histories
 from simenv.training.processes import Processes, local_place
 
@@ -193,7 +194,11 @@ class Training:
         self.best: dict[str, Tensor] | None = None
 
     def run(self, batches: Callable[[int], Sequence[Batch] | Iterator[Batch]], steps_per_epoch: int) -> Progress:
-        """Train to the end; `batches(epoch)` gives the batches of an epoch, the same ones for the same epoch."""
+        """Train to the end; `batches(epoch)` gives the batches of an epoch, the same ones for the same epoch.
+
+        Raises:
+            Stopped: this process is wanted to stop; what was learned in whole epochs is in the checkpoint.
+        """
         processes = self.processes
         steps_per_epoch = -(-steps_per_epoch // processes.count)
         self._resume()
@@ -215,6 +220,7 @@ class Training:
         total, n_steps = torch.zeros((), device=self.device), 0
         started, before = time.perf_counter(), progress.seconds
         for batch in batches:
+            leave_if_asked()
             fraction = self._fraction(steps_per_epoch)
             if fraction >= 1:
                 break

@@ -17,7 +17,7 @@ from simenv.language_models.fake_server import LLMServer, Reply, Seen
 from tests.recommenders.taste_reader import reply
 
 READER = {"_target_": "tests.recommenders.taste_reader.TasteReader"}
-ARMS = "arms=[random,popularity,chatgpt-list,chatgpt-point]"
+ARMS = "arms=[random,popularity,mf,chatgpt-list,chatgpt-point]"
 WORLD = ("n_users=40", "n_items=80", "progress=false", "workers=0")
 
 
@@ -49,7 +49,8 @@ def test_the_ranking_table_has_every_arm_its_compliance_and_published_rows(ranke
     assert value["popularity", 30, "hr@10"]["value"] > value["random", 30, "hr@10"]["value"]
     assert ("chatgpt-list", 30, "hr@10") not in value  # above most_candidates
     assert value["chatgpt-point", None, "rmse"]["ci_low"] < value["chatgpt-point", None, "rmse"]["ci_high"]
-    assert value["item mean", None, "rmse"]["value"] > 0
+    assert 0 < value["item mean", None, "rmse"]["value"] < 2
+    assert value["mf", None, "rmse"]["ci_low"] < value["mf", None, "rmse"]["value"]
     assert "Dai et al. 2023, films" in table["source"].to_list()
     assert json.loads((ranked / "run_card.json").read_text())["recommender_llm"]["chatgpt-list"]["total"]["calls"] > 0
     assert (ranked / "report.html").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from experiments.running.jobs import JobRun
 from simenv.errors import ConfigError, RunDirectoryError, SimenvError, WorkerError, require_memory
 from simenv.files import read_sealed, write_sealed, write_whole
 from simenv.report import build
+from simenv.stopping import leave_if_asked
 
 SMALL = (
     "+experiment=bias_loop_smoke", "n_users=20", "n_items=30", "rounds=4", "n_seeds=1", "workers=0", "progress=false",
@@ -352,3 +354,16 @@ def test_compiled_kernels_find_a_place_where_nothing_can_be_written(monkeypatch:
     simenv._keep_kernels_somewhere()
     assert "simenv-kernels-" in os.environ["NUMBA_CACHE_DIR"]
     monkeypatch.delenv("NUMBA_CACHE_DIR")
+
+
+def test_a_stop_in_the_midst_of_learning_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that learns for minutes is left between two batches, not at the end of the round."""
+
+    def learning(self: JobRun, report: Any, stop: Callable[[], bool]) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        leave_if_asked()
+        return True
+
+    monkeypatch.setattr(JobRun, "play", learning)
+    with pytest.raises(workers.Interrupted):
+        run_experiment(settings(tmp_path / "run"))
