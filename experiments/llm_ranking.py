@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.running import course
 from experiments.running.course import Row, Run
@@ -27,7 +28,7 @@ from recommenders.evaluation.offline import (
     table_rows,
 )
 from recommenders.llm import LLMRanker
-from simenv.datasets.base import Dataset, FloatArray
+from simenv.datasets.base import Dataset
 from simenv.datasets.splits import Split, leave_one_out
 from simenv.errors import ConfigError
 from simenv.files import read_sealed, write_sealed
@@ -205,7 +206,7 @@ def _row(arm: str, candidates: int | None, metric: str, values: Any, key: Key) -
     }
 
 
-def _stars_told(ranker: LLMRanker, dataset: Dataset, split: Split, key: Key) -> FloatArray:
+def _stars_told(ranker: LLMRanker, dataset: Dataset, split: Split, key: Key) -> NDArray[np.float64]:
     """The stars that the model gives to what each user took last, on the data's scale; the mean of all where none."""
     scale = dataset.rating_scale
     stars = ranker.judge(split.users, split.targets[:, None].astype(np.int32), key)[:, 0]
@@ -214,7 +215,7 @@ def _stars_told(ranker: LLMRanker, dataset: Dataset, split: Split, key: Key) -> 
     return np.where(np.isnan(told), mean, told)
 
 
-def _stars(name: str, predicted: FloatArray, split: Split, key: Key) -> list[Row]:
+def _stars(name: str, predicted: NDArray[Any], split: Split, key: Key) -> list[Row]:
     """RMSE and MAE of predicted stars of what each user took last."""
     kept = ("recommender", "metric", "value", "ci_low", "ci_high", "n_users")
     found = table_rows(name, [rating_metrics(predicted, split.ratings)], True, key)

@@ -125,6 +125,11 @@ async def by_pick(asked: Asked) -> DoubleArray | None:
     return await asked.ask(asked.request(text, object_schema({"pick": {"type": "string", "enum": ids}}), "pick"), parse)
 
 
+async def as_shown(asked: Asked) -> DoubleArray | None:
+    """No question: the order in which the others would show the candidates, which is drawn."""
+    return -np.arange(len(asked.items), dtype=np.float64)
+
+
 FORMS: Mapping[str, Form] = {
     "list": by_list,
     "score": by_score,
@@ -132,6 +137,7 @@ FORMS: Mapping[str, Form] = {
     "yes-no": by_yes,
     "pair": by_pair,
     "pick": by_pick,
+    "shown": as_shown,
 }
 
 

@@ -143,7 +143,7 @@ def test_forms_ask_as_often_as_they_say(form, dataset):
     arm = fitted(LLMRanker(Popularity(), model, form=form, candidates=8), dataset)
     users = np.array([0])
     arm.recommend(users, 3)
-    least, most = {"list": (1, 1), "score": (1, 1), "pick": (1, 1), "pair": (12, 17)}.get(form, (8, 8))
+    least, most = {"list": (1, 1), "score": (1, 1), "pick": (1, 1), "pair": (12, 17), "shown": (0, 0)}.get(form, (8, 8))
     assert least <= len(model.seen) <= most
 
 
@@ -173,6 +173,8 @@ def test_votes_over_orders_undo_an_answer_that_follows_the_order(dataset):
         arm = fitted(LLMRanker(Popularity(), First(), orders=orders), dataset)
         spread[orders] = arm.judge(users, items, Key(0)).std(axis=1).mean()
     assert spread[8] < 0.6 * spread[1]
+    ranked = (fitted(LLMRanker(Popularity(), First(), form=form), dataset) for form in ("list", "shown"))
+    np.testing.assert_array_equal(*(arm.rank(users, items, Key(0)) for arm in ranked))
 
 
 def test_an_answer_that_cannot_be_used_keeps_the_bases_order_and_is_counted(dataset):
