@@ -59,6 +59,8 @@ class Settings(course.Settings):
         ratios: items passed over for one that was chosen, the settings of discrimination; 1 among them. Where every
             page is a call to a language model, each costs two calls a user.
         judged_users: how many users; None = all, or `ASKED_USERS` where each page is a call to a language model.
+        again: whether a model that is asked about pages is asked again, in another order and without titles: two calls
+            a user.
         draws: occasions on which ratings are given.
         agent4rec: folder of Agent4Rec's release, whose own split is then judged too.
         unseen: file that says which users and items a trained model never saw: only these users are judged, and
@@ -69,6 +71,7 @@ class Settings(course.Settings):
     candidates: int
     ratios: Sequence[int]
     judged_users: int | None
+    again: bool
     draws: int
     agent4rec: str | None
     unseen: str | None = None
@@ -337,6 +340,8 @@ class Bench:
         own = self.own.interest(pages)
         first, second = (self.own.wanted(pages, luck) for luck in (0, 1))
         rows = [boot.row("test-retest", setting, name, "kappa of clicks", tests.kappa(pages, first, second))]
+        if isinstance(self.own, Asked) and not self.settings.again:
+            return rows + [_skipped(test, name, "again=false") for test in ("slot-shuffle", "masked titles")]
         if isinstance(self.own, Asked):
             return rows + self._asked_again(self.own, pages, own, boot)
         for test, reason in (

@@ -57,11 +57,20 @@ def test_the_ranking_table_has_every_arm_its_compliance_and_published_rows(ranke
 
 
 def test_arms_that_ask_are_played_in_the_loop_and_accounted_for(tmp_path):
-    sizes = ("n_seeds=1", "rounds=2", "n_users=6", "n_items=40", "arms=[itemknn,chatgpt-list]", "references=[]")
+    sizes = ("n_seeds=1", "rounds=2", "n_users=6", "n_items=40", "arms=[itemknn,as-shown,chatgpt-list]", "references=[]")
     settings = config("bias_loop_llm", tmp_path / "run", *sizes, "modes=[loop,frozen]", "primary=null")
     run_experiment(settings)
     card = json.loads((tmp_path / "run" / "run_card.json").read_text())
     assert card["recommender_llm"]["calls"] == 6 * 2 * 2
+    claims = {claim["name"]: claim for claim in json.loads((tmp_path / "run" / "claims.json").read_text())}
+    metrics = pl.read_csv(tmp_path / "run" / "metrics.csv").filter(
+        (pl.col("metric") == "arp_pct") & (pl.col("group") == "all") & (pl.col("mode") == "loop")
+    )
+    last = {row["arm"]: row["value"] for row in metrics.filter(pl.col("round") == 1).to_dicts()}
+    found = claims["llm-level:chatgpt-list:arp_pct:as-shown"]["estimate"]
+    assert found == pytest.approx(last["chatgpt-list"] - last["as-shown"])
+    assert "llm-loop:chatgpt-list:arp_pct:itemknn" in claims
+    assert not any(name.startswith("llm-level:as-shown") for name in claims)
     assert (tmp_path / "run" / "report.html").is_file()
 
 

@@ -473,6 +473,8 @@ def test_a_language_model_is_judged_calibrated_and_not_asked_twice(tmp_path):
         second, _ = realism.examine(options, again)
         assert len(server.seen) == before
         assert repr(first) == repr(second)
+        fewer, _ = realism.examine(realism.Settings.of({**config, "again": False}), again)
+        assert {row.test: row.metric for row in fewer}["masked titles"] == "skipped: again=false"
     found = {(row["test"], row["metric"]): row["value"] for row in rows.filter(pl.col("model") == "llm").to_dicts()}
     assert found["test-retest", "correlation"] == pytest.approx(
         1.0
