@@ -105,6 +105,7 @@ def test_biases_are_told_test_by_test(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_p5_is_told_the_attributes_of_its_users(tmp_path):
     tiny = ("network.embedding_size=8", "network.heads=2", "training.epochs=1", "asking.describe=[taste]")
     told = [f"recommenders.p5.{option}" for option in (*tiny, "asking.families=[sequential,explanation]")]
