@@ -57,7 +57,14 @@ def test_the_ranking_table_has_every_arm_its_compliance_and_published_rows(ranke
 
 
 def test_arms_that_ask_are_played_in_the_loop_and_accounted_for(tmp_path):
-    sizes = ("n_seeds=1", "rounds=2", "n_users=6", "n_items=40", "arms=[itemknn,as-shown,chatgpt-list]", "references=[]")
+    sizes = (
+        "n_seeds=1",
+        "rounds=2",
+        "n_users=6",
+        "n_items=40",
+        "arms=[itemknn,as-shown,chatgpt-list]",
+        "references=[]",
+    )
     settings = config("bias_loop_llm", tmp_path / "run", *sizes, "modes=[loop,frozen]", "primary=null")
     run_experiment(settings)
     card = json.loads((tmp_path / "run" / "run_card.json").read_text())
