@@ -46,8 +46,8 @@ class LLMRanker(AskingRecommender):
     Args:
         base: whose candidates are put in order.
         language_model: what is asked; see `simenv.language_models.connect`.
-        form: ``list``, ``score``, ``point``, ``yes-no``, ``pair`` or ``pick``; or ``shown``, which asks nothing and keeps
-            the drawn order: what a model does that only repeats its prompt.
+        form: ``list``, ``score``, ``point``, ``yes-no``, ``pair`` or ``pick``; or ``shown``, which asks nothing and
+            keeps the drawn order: what a model does that only repeats its prompt.
         candidates: how many of the base's items are shown; at least the slate is.
         orders: questions in different orders, averaged.
         steps: names of templates asked in free words before.
