@@ -194,6 +194,36 @@ class MF(FactorRecommender):
         return np.asarray(stars.clip(rated.min(), rated.max()), np.float32)
 
 
+class PureSVD(FactorRecommender):
+    """Truncated singular value decomposition of the user-item matrix, zeros taken as zeros (Cremonesi, Koren and Turrin
+    2010, "Performance of recommender algorithms on top-n recommendation tasks", section 3.3).
+
+    With R = U S Q' cut at `embedding_size` singular values, score(u, i) = R_u Q q_i.
+
+    Learning: binary; an item consumed again counts once. `update` equals a refit. New users get the most popular.
+
+    Args:
+        embedding_size: singular values kept, fewer than users and items.
+    """
+
+    name = "puresvd"
+    popularity_for_new_users = True
+
+    def __init__(self, *, embedding_size: int = 50) -> None:
+        check_options(self.name, low=1, whole=True, embedding_size=embedding_size)
+        self.embedding_size = embedding_size
+
+    def _fit(self, log: Interactions, key: Key) -> None:
+        from scipy.sparse.linalg import svds
+
+        matrix = user_items(log, binary=True).astype(np.float64)
+        size = min(self.embedding_size, min(matrix.shape) - 1)
+        start = generator(Key(key.seed), Purpose.FIT).random(min(matrix.shape))
+        with _one_blas_thread():
+            right = svds(matrix, k=size, v0=start, return_singular_vectors="vh")[2][::-1].T
+        self._keep(matrix @ right, right)
+
+
 def _one_blas_thread() -> Any:
     """A context in which BLAS uses one thread: its sums, and so the factors, do not depend on the machine's cores."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped,unused-ignore]

@@ -109,6 +109,13 @@ class Histories:
         Windows are shuffled and then sorted by length within pools of some batches, so that a batch holds windows
         of about one length and little of it is padding; the batches of a pool come in random order.
         """
+        for rows, _ in self.user_batches(length, batch_size, rng):
+            yield rows
+
+    def user_batches(
+        self, length: int, batch_size: int, rng: np.random.Generator
+    ) -> Iterator[tuple[LongArray, LongArray]]:
+        """`batches`, each with the users (<= batch_size,) whose windows its rows are."""
         starts, ends = self.windows(length, rng)
         order = rng.permutation(len(starts))
         pool = BUCKETED_BATCHES * batch_size
@@ -118,7 +125,8 @@ class Histories:
             cuts = np.arange(0, len(rows), batch_size)
             for cut in rng.permutation(cuts):
                 batch = rows[cut : cut + batch_size]
-                yield self.gather(starts[batch], ends[batch], int((ends - starts)[batch].max()))
+                users = np.searchsorted(self.ptr, starts[batch], side="right") - 1
+                yield self.gather(starts[batch], ends[batch], int((ends - starts)[batch].max())), users
 
     def matrix(self) -> Any:
         """The users x items matrix of counts, a scipy CSR array."""

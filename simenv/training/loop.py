@@ -48,6 +48,7 @@ class TrainingOptions:
     evaluate_every: int = 5  # epochs between two validation scores
     patience: int = 5  # validation scores without a new best before stopping
     early_stop: bool = False  # of a recommender: hold out each user's last interaction, keep the best NDCG@10 on it
+    averaging: float = 0.0  # decay a step of the running average of the weights that is kept; 0 = the last ones
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -56,8 +57,9 @@ class TrainingOptions:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected a positive number")
         if self.epochs > MOST_EPOCHS:
             raise ConfigError(f"epochs={self.epochs}: expected at most {MOST_EPOCHS:,}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup={self.warmup}: expected a share in [0, 1)")
+        for name in ("warmup", "averaging"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected a share in [0, 1)")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ConfigError(f"max_minutes={self.max_minutes}: expected a positive number or null")
 
@@ -192,6 +194,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(_groups(network, options.weight_decay), lr=options.learning_rate)
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
+        self.average: dict[str, Tensor] | None = None
 
     def run(self, batches: Callable[[int], Sequence[Batch] | Iterator[Batch]], steps_per_epoch: int) -> Progress:
         """Train to the end; `batches(epoch)` gives the batches of an epoch, the same ones for the same epoch.
@@ -209,8 +212,9 @@ class Training:
                 if self._stop_early(steps_per_epoch):
                     break
                 self._save()
-        if self.best is not None:
-            self.network.load_state_dict(self.best)
+        final = self.best if self.best is not None else self.average
+        if final is not None:
+            self.network.load_state_dict(final, strict=False)
         self.network.eval()
         return self.progress
 
@@ -232,6 +236,7 @@ class Training:
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
             self.optimizer.step()
+            self._follow()
             total += loss.detach()
             n_steps += 1
             progress.step += 1
@@ -242,6 +247,28 @@ class Training:
             bar.show(progress, self._fraction(steps_per_epoch))
         progress.epoch += 1
         progress.losses.append(float(self.processes.mean(total)) / max(n_steps, 1))
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the running average of the weights a step (Polyak and Juditsky 1992), short at first."""
+        if not self.options.averaging:
+            return
+        parameters = {name: value for name, value in self.network.named_parameters() if value.requires_grad}
+        if self.average is None:
+            self.average = {name: value.detach().clone() for name, value in parameters.items()}
+        decay = min(self.options.averaging, (1 + self.progress.step) / (10 + self.progress.step))
+        torch._foreach_lerp_(list(self.average.values()), list(parameters.values()), 1 - decay)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Within it the network has the averaged weights, where there are some."""
+        if self.average is None:
+            yield
+            return
+        last = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        self.network.load_state_dict(self.average, strict=False)
+        yield
+        self.network.load_state_dict(last)
 
     def _fraction(self, steps_per_epoch: int) -> float:
         """How much of the run is over: of the steps or of the time, whichever is further on."""
@@ -258,12 +285,14 @@ class Training:
             return False
         started = time.perf_counter()
         self.network.eval()
-        score = self.processes.as_main(self.score() if self.processes.is_main else math.nan)
+        with self._averaged():
+            score = self.processes.as_main(self.score() if self.processes.is_main else math.nan)
+            weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         progress.seconds = self.processes.as_main(progress.seconds + time.perf_counter() - started)
         progress.scores.append((progress.epoch, progress.seconds, score))
         if score > progress.best_score:
             progress.best_score, progress.best_epoch = score, progress.epoch
-            self.best = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+            self.best = weights
         since = sum(epoch > progress.best_epoch for epoch, _, _ in progress.scores)
         return since >= options.patience
 
@@ -275,6 +304,7 @@ class Training:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
+            "average": self.average,
             "progress": asdict(self.progress),
             "options": asdict(self.options),
         }
@@ -292,7 +322,8 @@ class Training:
         except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunDirectoryError(f"{self.checkpoint}: not a checkpoint of this network ({reason})") from error
-        self.best, self.progress = state["best"], Progress(**state["progress"])
+        self.best, self.average = state["best"], state.get("average")  # checkpoints of older runs have no average
+        self.progress = Progress(**state["progress"])
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

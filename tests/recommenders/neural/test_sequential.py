@@ -11,6 +11,7 @@ from simenv.datasets.base import Interactions
 from simenv.datasets.splits import leave_one_out
 from simenv.errors import ConfigError, RunDirectoryError
 from tests.recommenders.flat import flat
+from tests.recommenders.neural.planted import cycles, hits_at_1
 
 TINY = {"embedding_size": 8, "layers": 1, "history": 6, "epochs": 1}
 MODELS = [SASRec, BERT4Rec, GRU4Rec]
@@ -31,33 +32,44 @@ class TestGRU4RecSuite(RecommenderSuite):
         return flat(GRU4Rec, **TINY)
 
 
-def cycles(n_users: int = 150, n_items: int = 60, length: int = 12) -> Interactions:
-    """Users who walk round the catalogue: after item i comes i + 1."""
-    starts = np.random.default_rng(0).integers(0, n_items, n_users)
-    items = (starts[:, None] + np.arange(length)) % n_items
-    n = n_users * length
-    return Interactions(
-        users=np.repeat(np.arange(n_users), length).astype(np.int32),
-        items=items.ravel().astype(np.int32),
-        ratings=np.full(n, np.nan, np.float32),
-        times=np.tile(np.arange(length), n_users),
-        n_users=n_users,
-        n_items=n_items,
-    )
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (SASRec, {"epochs": 20, "layers": 1}),
+        (SASRec, {"epochs": 20, "layers": 1, "block": "ligr", "loss": "sampled_softmax", "negatives": 20}),
+        (SASRec, {"epochs": 25, "layers": 1, "loss": "bce", "negatives": 4}),
+        (GRU4Rec, {"epochs": 20, "layers": 1}),
+        (GRU4Rec, {"epochs": 20, "layers": 1, "loss": "bpr", "negatives": 4}),
+        (BERT4Rec, {"epochs": 50, "layers": 1}),
+    ],
+)
+def test_it_learns_what_comes_next(model, options):
+    assert hits_at_1(model, batch_size=16, dropout=0.0, **options) > 0.9
 
 
-@pytest.mark.parametrize(("model", "epochs"), [(SASRec, 20), (GRU4Rec, 20), (BERT4Rec, 50)])
-def test_it_learns_what_comes_next(model, epochs):
-    split = leave_one_out(cycles())
-    recommender = flat(
-        model, embedding_size=32, layers=1, history=12, epochs=epochs, batch_size=16, learning_rate=1e-2, dropout=0.0
-    )
-    recommender.fit(split.train, key=KEY)
-    assert rank_metrics(ranks(recommender, split))["hr@1"].mean() > 0.9
+def test_losses_of_pairs_are_what_the_papers_say():
+    recommender = flat(SASRec, **TINY, loss="bce", negatives=3)
+    recommender.fit(small_log(), key=KEY)
+    network = recommender.network
+    states, targets = torch.randn(50, 8), torch.arange(50) % network.n_items
+    logits = network.logits(states)
+    own = logits[torch.arange(50), targets]
+    torch.manual_seed(3)
+    drawn = torch.randint(network.n_items, (50, 3))
+    assert (drawn == targets[:, None]).any(), "some target is drawn as a negative"
+    others, counted = logits.gather(1, drawn), (drawn != targets[:, None]).float()
+    bce = -(own.sigmoid().log().sum() + (counted * (1 - others.sigmoid()).log()).sum()) / 50
+    bpr = -(counted * (own[:, None] - others).sigmoid().log()).sum() / counted.sum()
+    for kind, expected in (("bce", bce), ("bpr", bpr)):
+        network.kind = kind
+        torch.manual_seed(3)
+        torch.testing.assert_close(network.pair_loss(states, targets), expected)
 
 
 def test_a_sampled_softmax_leaves_out_a_target_drawn_again_and_still_teaches():
-    sampled = flat(SASRec, **{**TINY, "epochs": 4}, negatives=5, learning_rate=0.02, dropout=0.0)
+    sampled = flat(
+        SASRec, **{**TINY, "epochs": 4}, loss="sampled_softmax", negatives=5, learning_rate=0.02, dropout=0.0
+    )
     sampled.fit(small_log(), key=KEY)
     assert sampled.progress.losses[-1] < sampled.progress.losses[0]
     network = sampled.network
@@ -130,6 +142,9 @@ def test_weights_of_another_shape_are_not_loaded(model, tmp_path):
         (lambda: flat(GRU4Rec, dropout=1.0), "dropout=1.0"),
         (lambda: flat(SASRec, history=0), "history=0"),
         (lambda: flat(SASRec, negatives=-1), "negatives=-1"),
+        (lambda: flat(SASRec, negatives=9), "negatives=9; expected 0, since cross_entropy"),
+        (lambda: flat(GRU4Rec, loss="hinge"), "loss=hinge; expected one of cross_entropy"),
+        (lambda: flat(SASRec, block="dense"), "block=dense; expected one of transformer, ligr"),
     ],
 )
 def test_wrong_options_are_an_error(make, message):
