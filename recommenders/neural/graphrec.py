@@ -21,26 +21,32 @@ from simenv.training.histories import Histories
 
 
 class Gathering(nn.Module):
-    """Attention of an owner over its neighbours, then a layer: relu(W sum_n a_n x_n + b), a = softmax(net(x_n, owner))."""
+    """Attention of an owner over its neighbours, then a layer: relu(W sum a_n x_n + b), a = softmax(f(x_n, owner)).
+
+    A layer norm follows, which keeps the signal from fading through the depth; the authors' code has batch norms.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.attention, self.weigh = PairMLP(size, (size,), 0.0), nn.Linear(size, 1)
-        self.project = nn.Linear(size, size)
+        self.project, self.norm = nn.Linear(size, size), nn.LayerNorm(size)
 
     def forward(self, owners: Tensor, neighbours: Tensor, known: Tensor) -> Tensor:
         """Owners (n, d), neighbours (n, N, d) of which `known` (n, N) count, to (n, d)."""
         weight = self.weigh(self.attention(owners[:, None], neighbours))[..., 0].masked_fill(~known, -1e4)
         shares = weight.softmax(dim=1) * known
-        return cast(Tensor, self.project((shares[..., None] * neighbours).sum(dim=1)).relu())
+        return cast(Tensor, self.norm(self.project((shares[..., None] * neighbours).sum(dim=1)).relu()))
 
 
 class GraphRecNetwork(PairNetwork):
     """GraphRec (Fan et al. 2019, "Graph neural networks for social recommendation", eqs. 1 to 20).
 
-    While a pair is learned from, it is left out of the user's items and of the item's users, which the paper does not
-    say; else its own opinion would be among what its prediction reads.
+    While a pair is learned from, it is left out of the user's items and of the item's users, and of the others every
+    one with probability `HIDDEN`; the paper says nothing of it. Else its own opinion would be among what its
+    prediction reads, or be told by being the one that is missing.
     """
+
+    HIDDEN = 0.5
 
     def __init__(
         self,
@@ -73,9 +79,16 @@ class GraphRecNetwork(PairNetwork):
     def in_items(self, users: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Users (n,) as what they consumed, (n, d); `hidden` (n,) is an item of each that does not count."""
         items, said = self.buffer("items_of")[users], self.buffer("said_by")[users]
-        known = items >= 0 if hidden is None else (items >= 0) & (items != hidden[:, None])
+        known = self.shown(items, hidden)
         read = self.of_item(self.items(items.clamp(min=0)), self.opinions(said))
         return cast(Tensor, self.consumed(self.users(users), read, known))
+
+    def shown(self, neighbours: Tensor, hidden: Tensor | None) -> Tensor:
+        """Which of (n, N) neighbours are read: those that are there, without `hidden` (n,) and some by chance."""
+        known = neighbours >= 0
+        if self.training:
+            known = known & (torch.rand(known.shape, device=known.device) >= self.HIDDEN)
+        return known if hidden is None else known & (neighbours != hidden[:, None])
 
     def buffer(self, name: str) -> Tensor:
         return cast(Tensor, getattr(self, name))
@@ -88,7 +101,7 @@ class GraphRecNetwork(PairNetwork):
 
     def item_states(self, items: Tensor, hidden: Tensor | None = None) -> Tensor:
         users, said = self.buffer("users_of")[items], self.buffer("said_of")[items]
-        known = users >= 0 if hidden is None else (users >= 0) & (users != hidden[:, None])
+        known = self.shown(users, hidden)
         read = self.of_user(self.users(users.clamp(min=0)), self.opinions(said))
         return cast(Tensor, self.audience(self.items(items), read, known))
 
@@ -101,7 +114,8 @@ class GraphRecNetwork(PairNetwork):
     def pair_loss(self, kind: str, users: Tensor, items: Tensor, stars: Tensor, others: Tensor) -> Tensor:
         user = self.user_states(users, items)
         item = self.item_states(items, users)
-        drawn = self.item_states(others.flatten()).view(*others.shape, -1) if kind != "mse" else item[:, None]
+        away = self.item_states(others.flatten())
+        drawn = away.view(*others.shape, away.shape[-1])
         return self.loss_of(kind, user, item, stars, drawn)
 
 
@@ -149,7 +163,7 @@ class GraphRec(PairRecommender):
         for user in range(self.n_users):
             some = rng.permutation(friends[user])[: self.neighbours]
             known[user, : len(some)] = some
-        shape = self.embedding_size, self.hidden, self.dropout, self._mean if self.loss == "mse" else 0.0
+        shape = self.embedding_size, self.hidden, self.dropout, self._mean
         return GraphRecNetwork(self._recent(log, said), self._recent(_turned(log), said), known, len(stars) + 1, *shape)
 
     def _recent(self, log: Interactions, said: LongArray) -> tuple[LongArray, LongArray]:

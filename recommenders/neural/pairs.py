@@ -53,9 +53,10 @@ class PairNetwork(nn.Module):
             kind: `bce`, `bpr` or `mse`.
             users, items: (n,) rows of consumed pairs.
             stars: (n,) their ratings, for `mse`.
-            others: (n, negatives) items drawn for each pair, for the other losses.
+            others: (n, negatives) items drawn for each pair; none for `mse`.
         """
-        drawn = self.item_states(others.flatten()).view(*others.shape, -1)
+        away = self.item_states(others.flatten())
+        drawn = away.view(*others.shape, away.shape[-1])
         return self.loss_of(kind, self.user_states(users), self.item_states(items), stars, drawn)
 
     def loss_of(self, kind: str, user: Tensor, item: Tensor, stars: Tensor, drawn: Tensor) -> Tensor:
@@ -79,6 +80,9 @@ class PairMLP(nn.Module):
         for before, after in pairwise(hidden):
             layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
         self.rest = nn.Sequential(*layers)
+        for layer in (self.of_user, self.of_item, *self.rest):
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """(..., size) and (..., size) that broadcast to (..., hidden[-1])."""
@@ -147,7 +151,7 @@ class PairRecommender(Recommender):
 
     def _build(self, seed: int) -> None:
         rated = self._log.ratings[~np.isnan(self._log.ratings)]
-        self._mean = float(rated.mean(dtype=np.float64)) if len(rated) else 0.0
+        self._mean = float(rated.mean(dtype=np.float64)) if self.loss == "mse" else 0.0
         consumed = user_items(self._log, binary=True)
         self._consumed = np.repeat(np.arange(self.n_users), np.diff(consumed.indptr)) * self.n_items + consumed.indices
         with torch.random.fork_rng(devices=[]):
@@ -165,7 +169,7 @@ class PairRecommender(Recommender):
 
     def _others(self, users: LongArray, rng: np.random.Generator) -> LongArray:
         """Items drawn for each user, (n, negatives), none of them consumed unless it is hard to find another."""
-        drawn = rng.integers(0, self.n_items, (len(users), self.negatives))
+        drawn = rng.integers(0, self.n_items, (len(users), self.negatives if self.loss != "mse" else 0))
         for _ in range(5):
             keys = users[:, None] * self.n_items + drawn
             place = np.searchsorted(self._consumed, keys).clip(max=len(self._consumed) - 1)
@@ -213,9 +217,9 @@ class PairRecommender(Recommender):
 
 
 def embedding(n: int, size: int) -> nn.Embedding:
-    """`n` vectors of length about 1."""
+    """`n` vectors with small random numbers, so that what users and items share is learned before who they are."""
     table = nn.Embedding(n, size)
-    nn.init.normal_(table.weight, std=size**-0.5)
+    nn.init.normal_(table.weight, std=0.05)
     return table
 
 

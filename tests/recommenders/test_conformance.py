@@ -15,7 +15,20 @@ from simenv.slates import SeesDataset, SeesTruth
 
 CONF = Path(__file__).parents[2] / "conf" / "recommender"
 CLASSICAL = (
-    *("random", "popularity", "content", "itemknn", "userknn", "seqknn", "ease", "als", "bpr", "mf", "oracle"),
+    *(
+        "random",
+        "popularity",
+        "content",
+        "itemknn",
+        "userknn",
+        "seqknn",
+        "ease",
+        "als",
+        "bpr",
+        "mf",
+        "puresvd",
+        "oracle",
+    ),
     *("popularity-penalty", "epsilon-greedy", "calibrated"),
 )
 
@@ -77,6 +90,7 @@ OPTIONS = [
     ("bpr", {"epochs": 1}),
     ("bpr", {"learning_rate": 0.001}),
     ("bpr", {"reg": 0.5}),
+    ("puresvd", {"embedding_size": 4}),
     ("mf", {"embedding_size": 4}),
     ("mf", {"epochs": 1}),
     ("mf", {"learning_rate": 0.001}),

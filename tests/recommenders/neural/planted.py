@@ -10,7 +10,7 @@ from simenv.slates import SeesDataset
 from tests.recommenders.flat import flat
 
 
-def cycles(n_users: int = 100, n_items: int = 40, length: int = 12) -> Interactions:
+def cycles(n_users: int = 60, n_items: int = 20, length: int = 10) -> Interactions:
     """Users who walk round the catalogue: after item i comes i + 1."""
     starts = np.random.default_rng(0).integers(0, n_items, n_users)
     items = (starts[:, None] + np.arange(length)) % n_items
@@ -28,7 +28,7 @@ def cycles(n_users: int = 100, n_items: int = 40, length: int = 12) -> Interacti
 def hits_at_1(model, **options) -> float:
     """How often the item that comes next in `cycles` is ranked first."""
     split = leave_one_out(cycles())
-    recommender = flat(model, **{"embedding_size": 32, "history": 12, "learning_rate": 1e-2, **options})
+    recommender = flat(model, **{"embedding_size": 32, "history": 10, "learning_rate": 2e-2, **options})
     if isinstance(recommender, SeesDataset):
         recommender.bind_dataset(small_dataset(split.train))
     recommender.fit(split.train, key=KEY)
