@@ -75,6 +75,11 @@ class Ensemble(Recommender):
         for place, part in enumerate(self.parts):
             part.update(new, key=self._key(key, place))
 
+    def remember(self, new: Interactions) -> None:
+        super().remember(new)
+        for part in self.parts:
+            part.remember(new)
+
     def _key(self, key: Key, place: int) -> Key:
         """The key of a part: that of the ensemble for the first one."""
         return replace(key, seed=key.seed + 1_000_003 * place)

@@ -76,12 +76,20 @@ class TransitionGraph(Recommender):
         shape = log.n_items, log.n_items
         counts = sparse.csr_matrix((ones, (items[steps], items[steps + 1])), shape=shape)
         self._graph = counts if self.directed else sparse.csr_matrix(counts + counts.T)
+        self._fallback = self._popularity / (1.0 + self._popularity.max())
+        self._remember()
+
+    def _remember(self) -> None:
+        from scipy import sparse
+
+        log = self._log
+        order = np.argsort(log.users, kind="stable")
+        users, items = log.users[order], log.items[order]
         ends = np.cumsum(log.user_counts())
         back = ends[users] - 1 - np.arange(len(users))
         recent = back < self.sources
         weights = (self.recency ** back[recent]).astype(np.float32)
         self._last = sparse.csr_matrix((weights, (users[recent], items[recent])), shape=(log.n_users, log.n_items))
-        self._fallback = self._popularity / (1.0 + self._popularity.max())
 
     def _score(self, users: LongArray) -> NDArray[Any]:
         last = self._last[users]
@@ -93,7 +101,7 @@ class TransitionGraph(Recommender):
             reach = reach @ self._graph
             rows, columns = reach.nonzero()
             nearest[rows, columns] = np.maximum(nearest[rows, columns], self.rings - ring)
-        scores = np.where(nearest > 0, nearest * 1.0 + alike, scores)
+        scores = np.where(nearest > 0, nearest + alike, scores)
         if self.support:
             scores += self.support * np.log1p(np.asarray((last @ self._graph).todense()))
         return np.asarray(scores, np.float32)

@@ -206,6 +206,9 @@ class SequenceRecommender(Recommender):
     def _score(self, users: LongArray) -> NDArray[np.float32]:
         return self.score_histories(self.histories, users)
 
+    def _remember(self) -> None:
+        self.histories = Histories.from_log(self._log)
+
     def _state(self) -> Mapping[str, NDArray[Any]]:
         return {name: value.cpu().numpy() for name, value in self.network.state_dict().items()}
 

@@ -22,6 +22,7 @@ from simenv.datasets.base import BoolArray, Dataset, FloatArray, Interactions, L
 from simenv.errors import ConfigError, RecommenderError
 from simenv.randomness import Key, Purpose, generator
 from simenv.records import record
+from simenv.training.histories import Histories
 from simenv.training.loop import Progress, Training, TrainingOptions, pick_device
 
 TRAINING = TrainingOptions(epochs=20, batch_size=256, learning_rate=1e-3)
@@ -352,12 +353,16 @@ class SimpleX(PairRecommender):
             )
         self.own, self.history, self.margin, self.weight = own, history, margin, weight
 
-    def _network(self) -> SimpleXNetwork:
-        from simenv.training.histories import Histories
+    def _recent(self) -> LongArray:
+        """The last items of every user, (n_users, history), -1 after the end."""
+        return Histories.from_log(self._log).last(np.arange(self.n_users), self.history)
 
-        recent = Histories.from_log(self._log).last(np.arange(self.n_users), self.history)
+    def _remember(self) -> None:
+        cast(SimpleXNetwork, self.network).history = torch.as_tensor(self._recent(), device=self.device)
+
+    def _network(self) -> SimpleXNetwork:
         shape = self.n_items, self.embedding_size, self.own, self.margin, self.weight, self.dropout
-        return SimpleXNetwork(recent, *shape)
+        return SimpleXNetwork(self._recent(), *shape)
 
     def _others(self, users: LongArray, rng: np.random.Generator) -> LongArray:
         return rng.integers(0, self.n_items, (1, self.negatives))
