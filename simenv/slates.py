@@ -6,7 +6,7 @@ base classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
@@ -19,6 +19,7 @@ from simenv.datasets.base import Dataset, Interactions
 from simenv.randomness import Key
 
 if TYPE_CHECKING:
+    from simenv.events import Events
     from simenv.heard import Heard
     from simenv.interventions import Course
 
@@ -65,6 +66,14 @@ class Recommender(Protocol):
     def save(self, folder: Path) -> None: ...
 
     def load(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """What a recommender may have beside: metrics of its own, for `metrics.csv`."""
+
+    def measures(self, events: Events) -> Mapping[str, float]:
+        """Name and value of each, of the impressions of a round."""
 
 
 class UserModel(Protocol):

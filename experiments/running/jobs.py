@@ -27,7 +27,7 @@ from simenv.files import checksums, damaged, read_sealed, write_sealed, write_wh
 from simenv.heard import Heard, HeardWriter
 from simenv.metrics.table import MetricRow, metric_rows
 from simenv.platform import Platform
-from simenv.slates import asks_model
+from simenv.slates import Measures, asks_model
 
 _VARIANT = 1_000_003  # between the seeds of one world's variants
 GATE_ROWS = 30_000_000  # impressions of a seed up to which the gates read its whole log
@@ -124,7 +124,10 @@ class JobRun:
         self.rows += metric_rows(
             window, self.world.reference, self.metrics, seed=job.seed, arm=job.arm, mode=job.mode, rounds=[round_]
         )
-        found = {} if self.probe is None else self.probe(self.platform)
+        recommender = self.platform.recommender
+        found = dict(recommender.measures(events)) if isinstance(recommender, Measures) else {}
+        if self.probe is not None:
+            found |= self.probe(self.platform)
         self.rows += [
             MetricRow(job.seed, job.arm, job.mode, round_, "all", name, float(value)) for name, value in found.items()
         ]

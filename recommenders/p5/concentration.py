@@ -1,6 +1,7 @@
 """How concentrated what is shown is in the space of item codes, level by level.
 
-RecLoop (arXiv 2606.17707) asks whether generative recommenders narrow there what looks diverse item by item.
+RecLoop (arXiv 2606.17707) asks whether generative recommenders narrow there what looks diverse item by item. The module
+does not know who showed the items.
 """
 
 from __future__ import annotations
@@ -8,25 +9,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
-from recommenders.p5.generative import GenerativeRecommender
 from simenv.metrics.formulas import entropy, gini
-from simenv.platform import Platform
+from simenv.numeric import IntArray
 
 
-def probe(platform: Platform) -> dict[str, float]:
-    """Of the last round of an arm that spells items as codes: set ``probe=recommenders.p5.concentration.probe``.
+def code_concentration(codes: IntArray, items: NDArray[np.integer]) -> dict[str, float]:
+    """Of impressions of `items` (n,), for each level of `codes` (n_items, depth), over the tokens that some item has.
 
-    For each level, over the tokens that some item has: ``code_gini_level1``, the Gini coefficient of impressions, and
-    ``code_entropy_level1``, their entropy over that of equal impressions, in [0, 1]. Nothing for other arms.
+    Returns:
+        ``code_gini_level1``, the Gini coefficient of impressions per token, and ``code_entropy_level1``, their entropy
+        over that of equal impressions, in [0, 1] (NaN where a level has one token); so on for each level.
     """
-    recommender, events = platform.recommender, platform.round_events
-    if not isinstance(recommender, GenerativeRecommender) or events is None:
-        return {}
     found: dict[str, float] = {}
-    for level, tokens in enumerate(recommender.index.codes.T, start=1):
+    for level, tokens in enumerate(codes.T, start=1):
         used = np.unique(tokens)
-        shown = np.bincount(np.searchsorted(used, tokens[events.item]), minlength=len(used))
+        shown = np.bincount(np.searchsorted(used, tokens[items]), minlength=len(used))
         found[f"code_gini_level{level}"] = gini(shown)
         found[f"code_entropy_level{level}"] = entropy(shown) / math.log(len(used)) if len(used) > 1 else math.nan
     return found

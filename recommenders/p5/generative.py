@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recommenders.base import Recommender
+from recommenders.p5.concentration import code_concentration
 from recommenders.p5.indexes.base import IndexSource, ItemIndex
 from recommenders.p5.indexes.build import build_index
 from recommenders.p5.networks.fast import FastModel, FastOptions
@@ -25,6 +26,7 @@ from recommenders.p5.trie import EXACT_LIMIT, PathScorer, Trie, beam_items, item
 from simenv.candidates import Candidates
 from simenv.datasets.base import Catalog, Dataset, IntArray, Interactions, LongArray
 from simenv.errors import ConfigError, RunDirectoryError
+from simenv.events import Events
 from simenv.randomness import Key, Purpose, generator
 from simenv.records import record
 from simenv.slates import Slates
@@ -221,6 +223,7 @@ class GenerativeRecommender(Recommender):
             ptr=np.concatenate(([0], np.cumsum(length))),
             items=self.histories.items[rows],
             ratings=self.histories.ratings[rows],
+            times=None,
         )
 
     def _mixed(self, recent: Histories, old: Histories, rng: np.random.Generator) -> Iterator[Any]:
@@ -300,6 +303,10 @@ class GenerativeRecommender(Recommender):
         mask = None if allowed is None else torch.as_tensor(allowed, device=self.device)
         found, _ = beam_items(self.trie, self._scorer(self.histories, users), k, mask, self.decoding.beam_width)
         return found.cpu().numpy().astype(np.int32)
+
+    def measures(self, events: Events) -> dict[str, float]:
+        """Of the impressions of a round: how concentrated what was shown is in the space of codes."""
+        return code_concentration(self.index.codes, events.item)
 
     # -- saving -----------------------------------------------------------------------------------------------
 

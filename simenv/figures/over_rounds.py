@@ -126,6 +126,11 @@ def plot_concentration(metrics: pl.DataFrame) -> Figure:
     return plot_metric_panels(metrics, ("gini", "coverage", "tail_share"))
 
 
+def plot_codes(metrics: pl.DataFrame) -> Figure:
+    """How unequally item codes are shown: Gini and entropy of impressions per token and round, level by level."""
+    return plot_metric_panels(metrics, sorted(name for name in metrics["metric"].unique() if name.startswith("code_")))
+
+
 def plot_engagement(metrics: pl.DataFrame) -> Figure:
     """What users did and gained: click-through rate, rating, utility and regret per round."""
     return plot_metric_panels(metrics, ("ctr", "mean_rating", "true_utility", "regret"))

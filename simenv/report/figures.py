@@ -162,6 +162,14 @@ SPECS = (
         draw=lambda run: figures.plot_concentration(_metrics(run)),
     ),
     FigureSpec(
+        name="codes",
+        title="Concentration of item codes",
+        caption="Of arms that spell items as codes: the Gini of impressions per token (0 = all alike) and their "
+        "entropy (1 = all alike), for each level of the code, the first one the coarsest.",
+        alt="Line charts of Gini and entropy of code tokens per round, two panels per level.",
+        draw=lambda run: figures.plot_codes(_metrics(run)),
+    ),
+    FigureSpec(
         name="engagement",
         title="What users did and gained",
         caption="The panels show clicks per impression, mean rating given, mean utility of what was shown, and "

@@ -26,12 +26,14 @@ class Histories:
     items: IntArray  # (n,)
     ratings: FloatArray  # (n,), NaN where there is none
     n_items: int
+    times: LongArray | None = None  # (n,), None where nobody asked for them
 
     @classmethod
     def from_log(cls, log: Interactions) -> Histories:
         order = np.lexsort((log.times, log.users))
         ptr = np.concatenate(([0], np.cumsum(log.user_counts())))
-        return cls(ptr=ptr, items=log.items[order], ratings=log.ratings[order], n_items=log.n_items)
+        times = log.times[order]
+        return cls(ptr=ptr, items=log.items[order], ratings=log.ratings[order], n_items=log.n_items, times=times)
 
     @property
     def n_users(self) -> int:
@@ -67,6 +69,7 @@ class Histories:
             items=self.items[keep],
             ratings=self.ratings[keep],
             n_items=self.n_items,
+            times=None if self.times is None else self.times[keep],
         )
         return shortened, givers, self.items[self.ptr[givers + 1] - n]
 

@@ -257,7 +257,8 @@ class Training:
         if self.average is None:
             self.average = {name: value.detach().clone() for name, value in parameters.items()}
         decay = min(self.options.averaging, (1 + self.progress.step) / (10 + self.progress.step))
-        torch._foreach_lerp_(list(self.average.values()), list(parameters.values()), 1 - decay)
+        for name, value in parameters.items():
+            self.average[name].lerp_(value, 1 - decay)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

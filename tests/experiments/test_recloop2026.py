@@ -13,11 +13,8 @@ from omegaconf import OmegaConf
 
 from experiments.running.course import run_experiment
 from experiments.running.design import CONF
-from recommenders.p5.concentration import probe
-from recommenders.p5.generative import P5Fast
-from recommenders.p5.indexes.base import ItemIndex
+from recommenders.p5.concentration import code_concentration
 from simenv.errors import ConfigError
-from simenv.events import Events
 
 SMALL = [
     "n_users=25", "n_items=40", "rounds=2", "n_seeds=1", "slate_size=4", "workers=0", "modes=[loop,frozen]",
@@ -33,24 +30,12 @@ def config(folder: Any, *overrides: str) -> dict[str, Any]:
     return given | {"run_dir": str(folder), "command": "test"}
 
 
-class Served:
-    """What `probe` reads of a platform."""
-
-    def __init__(self, codes: list[list[int]], items: list[int]) -> None:
-        self.recommender = P5Fast()
-        sizes = tuple(int(size) + 1 for size in np.max(codes, axis=0))
-        self.recommender.index = ItemIndex(name="made", codes=np.array(codes, np.int32), sizes=sizes, spare=0)
-        nothing = Events.empty()
-        columns = {name: np.resize(getattr(nothing, name), len(items)) for name in Events.__dataclass_fields__}
-        self.round_events = Events(**columns | {"item": np.array(items, np.int32)})
-
-
 def test_concentration_by_hand():
-    codes = [[0, 0], [0, 1], [1, 0], [1, 1], [3, 0]]  # no item has the first token 2
-    even = probe(Served(codes, [0, 2, 4]))
+    codes = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [3, 0]])  # no item has the first token 2
+    even = code_concentration(codes, np.array([0, 2, 4]))
     assert even["code_gini_level1"] == pytest.approx(0)
     assert even["code_entropy_level1"] == pytest.approx(1)
-    narrow = probe(Served(codes, [0, 1, 0]))
+    narrow = code_concentration(codes, np.array([0, 1, 0]))
     assert narrow["code_gini_level1"] == pytest.approx(2 / 3)  # one of three tokens has all
     assert narrow["code_entropy_level1"] == 0
     shown = np.array([2, 1]) / 3

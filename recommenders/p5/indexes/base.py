@@ -9,6 +9,7 @@ The module does not know which indexers there are, nor which model reads the cod
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ class ItemIndex:
         order = np.argsort(keys)
         place = np.clip(np.searchsorted(keys[order], wanted), 0, len(keys) - 1)
         return np.where(keys[order][place] == wanted, order[place], -1)
+
+    def codes_of(self, items: NDArray[Any]) -> IntArray:
+        """The codes (..., depth) of these items: the way back from `items_of`."""
+        return self.codes[np.asarray(items, np.int64)]
+
+    def export(self, path: Path, item_ids: Sequence[str]) -> None:
+        """Write item id -> code as JSON, the form in which others share semantic ids and `index=file` reads them."""
+        if len(item_ids) != self.n_items:
+            raise DataError(f"index {self.name}: {len(item_ids)} ids for {self.n_items} items; expected as many")
+        codes = dict(zip(item_ids, self.codes.tolist(), strict=True))
+        Path(path).write_text(json.dumps(codes))
 
     def place(self, items: NDArray[Any], neighbours: NDArray[Any]) -> ItemIndex:
         """A new version in which each of `items` stands on a spare leaf, beside an item it resembles.

@@ -1,4 +1,4 @@
-"""RQ-VAE codes (Rajput et al. 2023, "Recommender systems with generative retrieval", TIGER; Lee et al. 2022).
+"""RQ-VAE codes (Rajput et al. 2023, "Recommender systems with generative retrieval", TIGER), and residual k-means.
 
 An autoencoder whose bottleneck is quantised level by level: each level's codebook encodes what the levels before left
 over, so that the first token is the coarse meaning and the next ones refine it. The module does not know what the
@@ -151,3 +151,29 @@ def rqvae_codes(
         with torch.no_grad():
             codes = network.quantiser(network.encoder(inputs))[1].cpu().numpy()
     return with_collision_token(codes.astype(np.int64))
+
+
+def rkmeans_codes(
+    source: IndexSource,
+    rng: np.random.Generator,
+    *,
+    vectors: str = "collaborative",
+    levels: int = 3,
+    codewords: int = 64,
+    size: int = 64,
+) -> Paths:
+    """Residual k-means: each level clusters what the centres of the levels before left over, nothing is trained.
+
+    Said to match RQ-VAE (Luo et al. 2024, "QARM"; Deng et al. 2025, "OneRec"). Arguments: see `rqvae_codes`.
+    """
+    if levels < 1 or codewords < 2:
+        raise ConfigError(f"index=rkmeans: levels={levels}, codewords={codewords}; expected 1, 2 or more")
+    from scipy.cluster.vq import kmeans2
+
+    left = item_vectors(source, vectors, size, rng)
+    codes = np.empty((source.n_items, levels), np.int64)
+    for level in range(levels):
+        distinct = len(np.unique(left, axis=0))
+        centres, codes[:, level] = kmeans2(left, min(codewords, distinct), iter=20, minit="++", missing="warn", rng=rng)
+        left = left - centres[codes[:, level]]
+    return with_collision_token(codes)

@@ -1,16 +1,18 @@
-"""Indexers that number, split or look words up: random, sequential, independent, title and semantic codes.
+"""Indexers that number, split or look words up: by chance, order, popularity, time, title, category, or a file.
 
 The module does not know co-occurrence, nor anything that is trained.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 
 from recommenders.p5.indexes.base import IndexSource, Paths, digits, with_collision_token
-from simenv.datasets.base import Catalog, FloatArray
+from simenv.datasets.base import Catalog, FloatArray, LongArray
 from simenv.errors import ConfigError
 from simenv.language_models.item_vectors import item_vectors
 from simenv.numeric import places
@@ -35,10 +37,56 @@ def sequential_codes(source: IndexSource, rng: np.random.Generator, *, branching
     within = places(lengths)
     met = histories.items[np.repeat(histories.ptr[users], lengths) + within]
     seen, first = np.unique(met, return_index=True)
-    order = np.concatenate([seen[np.argsort(first)], np.setdiff1d(np.arange(source.n_items), seen)])
-    numbers = np.empty(source.n_items, np.int64)
-    numbers[order] = np.arange(source.n_items)
-    return digits(numbers, source.n_items, branching)
+    return _numbered(
+        np.concatenate([seen[np.argsort(first)], np.setdiff1d(np.arange(source.n_items), seen)]), branching
+    )
+
+
+def popularity_codes(source: IndexSource, rng: np.random.Generator, *, branching: int = 32) -> Paths:
+    """Items numbered by training interactions, most first, ties at random: items of like popularity share digits."""
+    return _numbered(np.lexsort((rng.random(source.n_items), -source.item_counts())), branching)
+
+
+def time_codes(source: IndexSource, rng: np.random.Generator, *, branching: int = 32) -> Paths:
+    """Items numbered by the time of their first training interaction, ties and unseen items at random.
+
+    Where times are places in a history, as of `amazon`, items are numbered by how early anybody takes them.
+    """
+    histories = source.histories
+    if histories.times is None:
+        raise ConfigError("index=time: the histories have no times; expected those of a log")
+    first = np.full(source.n_items, np.iinfo(np.int64).max)
+    np.minimum.at(first, histories.items, histories.times.astype(np.int64))
+    return _numbered(np.lexsort((rng.random(source.n_items), first)), branching)
+
+
+def _numbered(order: LongArray, branching: int) -> Paths:
+    """The digits of each item's place in `order`."""
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.arange(len(order))
+    return digits(numbers, len(order), branching)
+
+
+def file_codes(source: IndexSource, rng: np.random.Generator, *, path: str = "") -> Paths:
+    """Codes from a JSON file, item id -> list of tokens, numbers or words; then a token that tells namesakes apart.
+
+    What others publish as semantic ids, and what `ItemIndex.export` writes. Shorter codes end in token 0.
+    """
+    catalog = _catalog(source, "file")
+    try:
+        stored = json.loads(Path(path).read_text())
+        codes = [[str(token) for token in stored[item]] for item in catalog.item_ids]
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"index=file, path={path}: no readable codes ({error})") from error
+    except KeyError as error:
+        raise ConfigError(f"index=file, path={path}: no code of item {error}; expected one for every item") from error
+    paths = np.zeros((len(codes), max(1, max(map(len, codes)))), np.int64)
+    for level in range(paths.shape[1]):
+        rows = [row for row, code in enumerate(codes) if level < len(code)]
+        tokens = sorted({codes[row][level] for row in rows}, key=lambda token: (len(token), token))
+        number = {token: place for place, token in enumerate(tokens, start=int(len(rows) < len(codes)))}
+        paths[rows, level] = [number[codes[row][level]] for row in rows]
+    return with_collision_token(paths)
 
 
 def independent_codes(source: IndexSource, rng: np.random.Generator) -> Paths:

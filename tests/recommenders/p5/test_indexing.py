@@ -1,11 +1,13 @@
 """Item indexes: unique, invertible, of equal length, meaningful where they should be, and blind to targets."""
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from recommenders.p5.indexes import rqvae
 from recommenders.p5.indexes.base import (
     IndexSource,
     ItemIndex,
@@ -33,8 +35,12 @@ ALL = [
     ("rqvae", {"levels": 2, "codewords": 8, "steps": 60, "vectors": "text"}),
     ("collaborative+independent", {"clusters": 6, "leaf_size": 50}),
     ("semantic+sequential", {}),
+    ("popularity", {"branching": 8}),
+    ("time", {"branching": 8}),
+    ("rkmeans", {"levels": 2, "codewords": 8}),
+    ("semantic+rkmeans+independent", {"depth": 2, "rkmeans": {"levels": 2, "codewords": 4}}),
 ]
-BY_BEHAVIOUR = [ALL[4], ALL[8], ALL[10]]
+BY_BEHAVIOUR = [ALL[4], ALL[8], ALL[10], ALL[14]]
 
 
 def block_of(items):
@@ -257,7 +263,9 @@ def test_no_room_is_an_error():
     ("name", "options", "message"),
     [
         ("telepathy", {}, "index=telepathy: unknown"),
-        ("random+random+random", {}, "expected one '\\+'"),
+        ("random+nothing+random", {}, "index=nothing: unknown"),
+        ("rkmeans", {"levels": 0}, "levels=0"),
+        ("file", {"path": "/no/such.json"}, "no readable codes"),
         ("random", {"clusters": 3}, "clusters"),
         ("random", {"branching": 1}, "branching=1"),
         ("collaborative", {"leaf_size": 1}, "leaf_size=1"),
@@ -380,3 +388,48 @@ def test_indexing_leaves_its_source_as_it_was(name, options):
     build_index(name, IndexSource(histories=histories, catalog=catalog()), np.random.default_rng(0), **options)
     np.testing.assert_array_equal(histories.items, items)
     np.testing.assert_array_equal(histories.ptr, ptr)
+
+
+def test_popularity_and_time_number_items_by_them():
+    known = source()
+    counts = known.item_counts()
+    by_popularity = build_index("popularity", known, np.random.default_rng(0), branching=8)
+    order = np.ravel_multi_index(tuple(by_popularity.codes.T), by_popularity.sizes).argsort()
+    assert (np.diff(counts[order]) <= 0).all()
+    by_time = build_index("time", known, np.random.default_rng(0), branching=8)
+    order = np.ravel_multi_index(tuple(by_time.codes.T), by_time.sizes).argsort()
+    first = np.full(N_ITEMS, 99)
+    np.minimum.at(first, known.histories.items, known.histories.times)
+    assert (np.diff(first[order]) >= 0).all()
+
+
+def test_residual_k_means_leaves_less_at_every_level():
+    vectors = np.random.default_rng(0).normal(size=(N_ITEMS, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rqvae, "item_vectors", lambda *unused: vectors)
+        codes = rqvae.rkmeans_codes(source(), np.random.default_rng(0), levels=3, codewords=8)
+    left, spread = vectors, [1.0]
+    for level in range(3):
+        for token in np.unique(codes[:, level]):
+            rows = codes[:, level] == token
+            left = np.where(rows[:, None], left - left[rows].mean(axis=0), left)
+        spread.append(float((left**2).sum() / (vectors**2).sum()))
+    assert all(after < 0.85 * before for before, after in itertools.pairwise(spread))
+
+
+def test_codes_go_to_a_file_and_back(tmp_path: Path):
+    index, ids = build("collaborative", {"clusters": 4, "leaf_size": 12}), catalog().item_ids
+    np.testing.assert_array_equal(index.items_of(index.codes_of([[3, 5], [9, 0]])), [[3, 5], [9, 0]])
+    index.export(tmp_path / "codes.json", ids)
+    again = build("file", {"path": str(tmp_path / "codes.json")})
+    np.testing.assert_array_equal(again.codes[:, :-1], index.codes)
+    words = {item: [f"<a_{row % 7}>", f"<b_{row // 7}>"][: 1 + row % 2] for row, item in enumerate(ids)}
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    named = build("file", {"path": str(tmp_path / "words.json")})
+    assert named.depth == 3
+    assert (named.codes[::2, 1] == 0).all()
+    np.testing.assert_array_equal(named.codes[:, 0], np.arange(N_ITEMS) % 7)
+    del words[ids[7]]
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    with pytest.raises(ConfigError, match="no code of item '7'; expected one for every item"):
+        build("file", {"path": str(tmp_path / "words.json")})
