@@ -125,7 +125,7 @@ class JobRun:
             window, self.world.reference, self.metrics, seed=job.seed, arm=job.arm, mode=job.mode, rounds=[round_]
         )
         recommender = self.platform.recommender
-        found = dict(recommender.measures(events)) if isinstance(recommender, Measures) else {}
+        found: dict[str, float] = dict(recommender.measures(events)) if isinstance(recommender, Measures) else {}
         if self.probe is not None:
             found |= self.probe(self.platform)
         self.rows += [

@@ -61,7 +61,7 @@ class WritingNetwork(nn.Module):
         """(n,) predicted stars of aligned pairs."""
 
     def loss(self, users: Tensor, items: Tensor, stars: Tensor, features: Tensor, texts: Tensor) -> Tensor:
-        """Of words and of stars; texts (B, T) end with `END` and then `PAD`, stars (B,) are NaN where none were given."""
+        """Of words and of stars; texts (B, T) end with `END`, then `PAD`; stars (B,) are NaN where none were given."""
         begun = F.pad(texts[:, :-1], (1, 0), value=BEGIN)
         logits = self.next_words(users, items, features, begun)
         return self.word_loss(logits, texts) + self.star_loss(users, items, stars)
@@ -96,7 +96,8 @@ class Attn2SeqNetwork(WritingNetwork):
         known = torch.stack([self.users(users), self.items(items)], dim=1)  # (B, 2, d)
         start = self.begin(known.flatten(1)).tanh().view(len(users), self.layers, -1).transpose(0, 1).contiguous()
         states, _ = self.lstm(self.dropout(self.words(written)), (start, torch.zeros_like(start)))
-        pairs = torch.cat(torch.broadcast_tensors(states[:, :, None], known[:, None]), dim=3)
+        shape = (*states.shape[:2], 2, -1)
+        pairs = torch.cat([states[:, :, None].expand(shape), known[:, None].expand(shape)], dim=3)
         shares = self.weigh(pairs).tanh()[..., 0].softmax(dim=2)
         context = shares @ known
         return cast(Tensor, self.output(self.dropout(self.join(torch.cat([context, states], dim=2)).tanh())))
@@ -399,5 +400,11 @@ class PETER(Explainer):
         self.heads, self.told = divisor(self.name, heads, self.embedding_size), told
 
     def _network(self, sizes: tuple[Any, ...]) -> PETERNetwork:
-        shape = {"layers": self.layers, "heads": self.heads, "dropout": self.dropout}
-        return PETERNetwork(*sizes, **shape, longest=self.max_words, told=self.told)
+        return PETERNetwork(
+            *sizes,
+            layers=self.layers,
+            heads=self.heads,
+            dropout=self.dropout,
+            longest=self.max_words,
+            told=self.told,
+        )

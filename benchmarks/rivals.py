@@ -1,0 +1,128 @@
+"""Rivals of P5 against a maintained implementation of the same model, on the same split, at the same settings.
+
+    pip install cornac     # into an environment of its own is enough, with this checkout on its path
+    SIMENV_DATA=FOLDER OMP_NUM_THREADS=1 python benchmarks/rivals.py [neumf mlp sasrec gru4rec bpr] [--out FILE]
+
+MovieLens-100K, leave-one-out by time, the validation item in the input and learned from, whole catalogue, seen items
+filtered, one seed. cornac has NeuMF, its MLP part (BPR-MLP is the same network under another loss), SASRec, GRU4Rec and
+BPR; what it lacks is held against the authors' figures by `+experiment=paper_tables`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recommenders.base import Recommender
+from recommenders.evaluation.offline import rank_metrics, ranks
+from recommenders.factors import BPR
+from recommenders.neural.pairs import NeuMF
+from recommenders.neural.sequential import GRU4Rec, SASRec
+from simenv.datasets import load
+from simenv.datasets.splits import Split, leave_one_out
+from simenv.randomness import Key
+from simenv.training.histories import Histories
+
+EPOCHS = 10
+HIDDEN = (64, 32, 16)
+Scores = Callable[[int], NDArray[Any]]
+
+
+def ours(name: str) -> Recommender:
+    """The model here."""
+    pairs: Any = {"embedding_size": 32, "hidden": HIDDEN, "training": {"epochs": EPOCHS, "batch_size": 256}}
+    sequence: Any = {"embedding_size": 64, "training": {"epochs": EPOCHS, "batch_size": 64}}
+    made: dict[str, Callable[[], Recommender]] = {
+        "neumf": lambda: NeuMF(**pairs),
+        "mlp": lambda: NeuMF(**pairs, product=False),
+        "sasrec": lambda: SASRec(**sequence),
+        "gru4rec": lambda: GRU4Rec(**sequence),
+        "bpr": lambda: BPR(embedding_size=16, epochs=20),
+    }
+    return made[name]()
+
+
+def theirs(name: str, split: Split) -> Scores:
+    """The model of cornac, fitted: a user's scores of all items."""
+    import cornac
+
+    log = split.train
+    rows = list(zip(log.users.tolist(), log.items.tolist(), np.ones(len(log)).tolist(), strict=True))
+    models = cornac.models
+    if name in ("sasrec", "gru4rec"):
+        data = cornac.data.SequentialDataset.build([(user, user, item) for user, item, _ in rows], fmt="USI")
+        histories = Histories.from_log(log)
+        if name == "sasrec":
+            model = models.SASRec(embedding_dim=64, n_epochs=EPOCHS, batch_size=64, num_heads=2, seed=0)
+        else:
+            model = models.GRU4Rec(layers=[64], n_epochs=EPOCHS, batch_size=64, seed=0)
+        model.fit(data)
+        known = data.iid_map
+
+        def of_sequence(user: int) -> NDArray[Any]:
+            past = [known[item] for item in histories.of(user).tolist()]
+            return placed(np.asarray(model.score(data.uid_map.get(user, 0), past)), known, log.n_items)
+
+        return of_sequence
+    once = list({(user, item): (user, item, one) for user, item, one in rows}.values())
+    data = cornac.data.Dataset.build(once)
+    network = {"num_epochs": EPOCHS, "batch_size": 256, "backend": "pytorch", "seed": 0, "verbose": False}
+    if name == "neumf":
+        model = models.NeuMF(num_factors=32, layers=HIDDEN, **network)
+    elif name == "mlp":
+        model = models.MLP(layers=HIDDEN, **network)
+    else:
+        model = models.BPR(k=16, max_iter=20, learning_rate=0.05, lambda_reg=0.002, seed=0)
+    model.fit(data)
+    return lambda user: placed(np.asarray(model.score(data.uid_map[user])), data.iid_map, log.n_items)
+
+
+def placed(scores: NDArray[Any], known: dict[int, int], n_items: int) -> NDArray[Any]:
+    """Scores by their numbering to scores by ours; items never met come last."""
+    out = np.full(n_items, -np.inf)
+    out[list(known)] = scores.ravel()[list(known.values())]
+    return out
+
+
+def accuracy(places: NDArray[Any]) -> dict[str, float]:
+    """HR@10 and NDCG@10, to four digits."""
+    found = rank_metrics(places)
+    return {name: round(float(found[name].mean()), 4) for name in ("hr@10", "ndcg@10")}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("models", nargs="*", default=["neumf", "mlp", "sasrec", "gru4rec", "bpr"])
+    options.add_argument("--out", type=Path)
+    given = options.parse_args()
+    split = leave_one_out(load("ml-100k").interactions)
+    histories, found = Histories.from_log(split.train), []
+    for name in given.models:
+        started = time.process_time()
+        recommender = ours(name)
+        recommender.fit(split.train, key=Key(0))
+        row: dict[str, Any] = {"model": name, "ours": accuracy(ranks(recommender, split))}
+        row["ours"]["cpu_s"] = round(time.process_time() - started)
+        started = time.process_time()
+        score = theirs(name, split)
+        places = []
+        for user, target in zip(split.users.tolist(), split.targets.tolist(), strict=True):
+            scores = score(user)
+            scores[histories.of(user)] = -np.inf
+            places.append(int((scores > scores[target]).sum()) if np.isfinite(scores[target]) else 10**6)
+        row["cornac"] = accuracy(np.array(places)) | {"cpu_s": round(time.process_time() - started)}
+        print(json.dumps(row), flush=True)
+        found.append(row)
+        if given.out is not None:
+            given.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
