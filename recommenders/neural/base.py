@@ -124,6 +124,7 @@ class SequenceRecommender(Recommender):
     """
 
     popularity_for_new_users: ClassVar[bool] = True
+    keeps_shortlists: ClassVar[bool] = True
     score_batch: ClassVar[int] = 64
 
     def __init__(

@@ -200,6 +200,7 @@ class Explainer(Recommender):
         show_progress: print a bar while fitting.
     """
 
+    keeps_shortlists: ClassVar[bool] = True
     score_batch: ClassVar[int] = 8
     network: WritingNetwork
 

@@ -105,6 +105,7 @@ class PairRecommender(Recommender):
     """
 
     popularity_for_new_users: ClassVar[bool] = True
+    keeps_shortlists: ClassVar[bool] = True
     score_batch: ClassVar[int] = 64
     losses: ClassVar[tuple[str, ...]] = ("bce", "bpr", "mse")
     default_loss: ClassVar[str] = "bce"
