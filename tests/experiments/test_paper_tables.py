@@ -109,6 +109,16 @@ def test_rows_share_a_fit_and_cells_are_kept(
     assert pl.read_csv(third / "tables" / "paper_table.csv")["ours"].null_count() == 12
 
 
+def test_options_of_a_row_change_the_arms(tmp_path: Path) -> None:
+    settings = paper_tables.Settings.of(config(tmp_path, table="N2"))
+    specs = {row.row: settings.spec(row) for row in settings.all_rows if row.row in ("P5 RID", "P5 CID")}
+    assert specs["P5 RID"]["index"] == {"name": "random", "spare": 8, "options": {}}  # not those of another indexer
+    assert specs["P5 CID"]["index"]["options"] == {"clusters": 20, "leaf_size": 50, "window": 3}
+    assert specs["P5 CID"]["network"]["history"] == 100  # 50 on Beauty alone
+    assert not settings.same_data
+    assert settings.column == "Beauty"
+
+
 def test_a_figure_within_our_interval_is_reproduced() -> None:
     ours = {"value": 0.5, "ci_low": 0.4, "ci_high": 0.6}
     assert [verdict("hr@10", x, ours) for x in (0.45, 0.3, 0.7)] == ["reproduced", "better", "worse"]
