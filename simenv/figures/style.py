@@ -46,6 +46,9 @@ KNOWN_ARMS = {
     "gru4rec": ("#999933", "X"),
     "p5": ("#661100", "d"),
     "p5-fast": ("#b8860b", "H"),
+    "chatgpt-list": ("#ee3377", "^"),
+    "tallrec": ("#44aa99", "v"),
+    "tallrec-untuned": ("#6b8e23", "v"),
     "oracle": ("#000000", "D"),
 }
 SPARE = (
