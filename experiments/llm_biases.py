@@ -144,8 +144,8 @@ class Settings(course.Settings):
                 raise ConfigError(f"tests={others[0]}: of {self.arm} expected {', '.join(sorted(OF_DESCRIBED))} alone")
 
     def chosen(self, described: bool) -> list[str]:
-        """Names of the tests that are run, in order."""
-        return [name for name in self.tests or TESTS if not described or name in OF_DESCRIBED]
+        """Names of the tests that are run, in order; explanations of P5, which needs reviews for them, where named."""
+        return list(self.tests or (["attributes"] if described else TESTS))
 
 
 class Examination:

@@ -116,7 +116,7 @@ def test_biases_are_told_test_by_test(tmp_path):
 def test_p5_is_told_the_attributes_of_its_users(tmp_path):
     tiny = ("network.embedding_size=8", "network.heads=2", "training.epochs=1", "asking.describe=[taste]")
     told = [f"recommenders.p5.{option}" for option in (*tiny, "asking.families=[sequential,explanation]")]
-    run_experiment(config("llm_biases", tmp_path / "run", "arm=p5", "k=5", *told))
+    run_experiment(config("llm_biases", tmp_path / "run", "arm=p5", "k=5", "tests=[attributes,explanations]", *told))
     rows = {
         (r["test"], r["setting"], r["metric"]): r
         for r in pl.read_csv(tmp_path / "run" / "tables" / "llm_biases.csv").to_dicts()
