@@ -33,7 +33,16 @@ class TestPETERSuite(RecommenderSuite):
 
     def bound(self, log):
         recommender = self.make()
-        recommender.bind_reviews(reviewed(log))
+        users, items = np.divmod(np.arange(log.n_users * log.n_items), log.n_items)
+        everything = Interactions(
+            users=users.astype(np.int32),
+            items=items.astype(np.int32),
+            ratings=np.full(len(users), np.nan, np.float32),
+            times=np.arange(len(users)),
+            n_users=log.n_users,
+            n_items=log.n_items,
+        )
+        recommender.bind_reviews(reviewed(everything))  # of pairs that are not in the log nothing is learned
         return recommender
 
 
