@@ -86,6 +86,17 @@ class UserModel(ABC):
         """What reaches these users before these pages, as they are now; nothing changes. Arguments as of `respond`."""
         return self._hear(*aligned(users, slates), key) if self.hears_friends else Heard.empty()
 
+    @property
+    def shardable(self) -> bool:
+        """Whether a user's answers depend on other users through what `see_clicks` tells alone; subclasses vouch for
+        themselves.
+        """
+        return False
+
+    def see_clicks(self, counts: LongArray) -> None:
+        """From now on these are the interactions with each item, (n_items,), that users can see."""
+        self.population.click_counts[...] = counts
+
     def check_dataset(self, dataset: Dataset) -> None:
         """Refuse a world in which these users cannot live.
 
@@ -207,6 +218,7 @@ class UserModel(ABC):
             candidates.bits,
             candidates.available,
             prefix(key.seed, Purpose.UNAIDED),
+            key.first,
             key.round,
             key.page,
             k,

@@ -237,6 +237,13 @@ class Recommender(ABC):
         self._has_history = log.user_counts() > 0  # (n_users,)
         self._popularity = log.item_counts().astype(np.float32)  # (n_items,)
 
+    def _learnt_counts(self, counts: LongArray, n_users: int) -> None:
+        """Keep what a log with these item counts would leave, the log apart."""
+        self._log = Interactions.empty(n_users, len(counts))
+        self.n_users, self.n_items = n_users, len(counts)
+        self._has_history = np.ones(n_users, np.bool_)
+        self._popularity = counts.astype(np.float32)
+
     def _score_batches(self, users: LongArray, key: Key | None = None) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Rows of `users` with their scores, batch by batch: a batch fits the cache, the whole matrix does not."""
         size = self.score_batch

@@ -31,6 +31,10 @@ class Random(Recommender):
     name = "random"
     pads_batches = False
 
+    def fit_counts(self, counts: LongArray, n_users: int) -> None:
+        """See `simenv.slates.LearnsCounts`."""
+        self._learnt_counts(counts, n_users)
+
     def _fit(self, log: Interactions, key: Key) -> None:
         """Nothing to learn."""
 
@@ -52,7 +56,15 @@ class Popularity(Recommender):
     name = "popularity"
     pads_batches = False
 
+    def fit_counts(self, counts: LongArray, n_users: int) -> None:
+        """See `simenv.slates.LearnsCounts`."""
+        self._learnt_counts(counts, n_users)
+        self._rank_items()
+
     def _fit(self, log: Interactions, key: Key) -> None:
+        self._rank_items()
+
+    def _rank_items(self) -> None:
         self._order = np.argsort(-self._popularity, kind="stable").astype(np.int32)
 
     def _score(self, users: LongArray) -> NDArray[Any]:

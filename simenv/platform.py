@@ -161,14 +161,15 @@ class Platform(Model):
                 f"slate_size={self.schedule.slate_size}: the catalogue has {dataset.n_items} items; "
                 f"expected 1 to {dataset.n_items}"
             )
+        self.first, self.n_users = 0, dataset.n_users  # a shard's users are rows of a larger population
         if (self.mode.feedback == "none") != (recommender is None):
             raise ConfigError(f"mode={self.mode}: arm 'none' goes with mode 'none', a recommender with the other modes")
         self.round = 0
         self.round_events: Events | None = None
         self.round_heard = Heard.empty()
         self.popularity0 = midrank_percentile(dataset.interactions.item_counts())
-        self.user_arrival = self._arrivals(dataset.n_users, self.schedule.arriving_users, 0)
-        self.item_arrival = self._arrivals(dataset.n_items, self.schedule.arriving_items, 1)
+        self.user_arrival = self._arrivals(np.arange(dataset.n_users), self.schedule.arriving_users, 0)
+        self.item_arrival = self._arrivals(np.arange(dataset.n_items), self.schedule.arriving_items, 1)
         self.gone = np.zeros(dataset.n_users, np.bool_)
         warm = dataset.interactions
         if self.user_arrival.any() or self.item_arrival.any():
@@ -179,7 +180,7 @@ class Platform(Model):
         self.twins: UserModel | None = users.twin() if self.mode.feedback in ("organic", "exogenous") else None
         if recommender is not None:
             self._serve_with(recommender)
-            recommender.fit(self.log, key=Key(self.fit_seed, 0))
+            self._fit(Key(self.fit_seed, 0))
 
     def _serve_with(self, recommender: Recommender) -> None:
         self.recommender = recommender
@@ -194,21 +195,31 @@ class Platform(Model):
         """Play one round: every active user's session, then retraining."""
         if (swapped := self.course.swapped_in(range(self.round, self.round + 1))) is not None:
             self._serve_with(swapped)
-            swapped.fit(self.training_log(), key=Key(self.fit_seed, self.round))
-        key = self._luck(self.round)
-        active = self.active_users(self.round)
-        pages = self._sessions(active, key)
-        self.round_events = Events.concat([events for events, _ in pages])
-        clicks = [clicks for _, clicks in pages]
-        if self.twins is not None:
-            clicks = [self._twin_clicks(active, key, sum(len(c) for c in clicks))]
-            self.twins.end_round(self.round)
-        self._feedback.append(Interactions.empty(self.dataset.n_users, self.dataset.n_items).concat(*clicks))
-        self._attrition(active, key)
-        self.users.end_round(self.round)
+            self._fit(Key(self.fit_seed, self.round))
+        pages, clicks = self._play()
+        self.round_events = Events.concat(pages)
+        self._feedback.append(self._no_clicks().concat(*clicks))
+        self._end_round()
         self.round += 1
         if self.recommender is not None and self.mode.feedback != "frozen":
             self._retrain()
+
+    def _play(self) -> tuple[list[Events], list[Interactions]]:
+        """The round's sessions: impressions page by page, and what is learned from them."""
+        key, active = self._luck(self.round), self.active_users(self.round)
+        pages = self._sessions(active, key)
+        clicks = [clicks for _, clicks in pages]
+        if self.twins is not None:
+            clicks = self._twin_clicks(active, key, sum(len(c) for c in clicks))
+        self._active = active
+        return [events for events, _ in pages], clicks
+
+    def _end_round(self) -> None:
+        """Time passes for the users."""
+        self._attrition(self._active, self._luck(self.round))
+        for users in (self.users, self.twins):
+            if users is not None:
+                users.end_round(self.round)
 
     def active_users(self, round: int) -> NDArray[np.int64]:
         """Rows of the users who have a session in `round`, ascending."""
@@ -226,7 +237,7 @@ class Platform(Model):
         return None if arrived.all() else arrived
 
     def _luck(self, round: int) -> Key:
-        return Key(self.luck_seed if round >= self.course.luck_from else self.world_seed, round)
+        return Key(self.luck_seed if round >= self.course.luck_from else self.world_seed, round, first=self.first)
 
     def _sessions(self, active: NDArray[np.int64], key: Key) -> list[tuple[Events, Interactions]]:
         pages = []
@@ -294,7 +305,7 @@ class Platform(Model):
         items = column(slates.item_ids)
         n = len(items)
         propensity = slates.propensity
-        user_column = column(np.repeat(users.astype(np.int32), k).reshape(-1, k))
+        user_column = column(np.repeat((users + self.first).astype(np.int32), k).reshape(-1, k))
         clicked, rating = column(responses.clicked), column(responses.ratings)
         events = Events(
             round=np.full(n, key.round, np.int32),
@@ -322,14 +333,14 @@ class Platform(Model):
             items=items,
             ratings=ratings,
             times=np.full(len(users), time, np.int64),
-            n_users=self.dataset.n_users,
+            n_users=self.n_users,
             n_items=self.dataset.n_items,
         )
 
     # -- counterfactual feedback -------------------------------------------------------------------------------
 
-    def _twin_clicks(self, active: NDArray[np.int64], key: Key, n_clicks: int) -> Interactions:
-        """Clicks of the active users' shadow twins.
+    def _twin_clicks(self, active: NDArray[np.int64], key: Key, n_clicks: int) -> list[Interactions]:
+        """Clicks of the active users' shadow twins, page by page, or all together.
 
         Organic twins browse unaided, page after page, until they clicked at least `n_clicks` times; exactly that many,
         chosen by a keyed draw, are kept. Exogenous twins see as many random pages as the real users could.
@@ -356,16 +367,21 @@ class Platform(Model):
             row, rank = np.nonzero(responses.clicked)
             pages.append(
                 self._interactions(
-                    browsing[row].astype(np.int32), slates[row, rank], responses.ratings[row, rank], page_key
+                    (browsing[row] + self.first).astype(np.int32),
+                    slates[row, rank],
+                    responses.ratings[row, rank],
+                    page_key,
                 )
             )
             if not organic:
                 browsing = browsing[~responses.exited]
-        clicks = Interactions.empty(self.dataset.n_users, self.dataset.n_items).concat(*pages)
-        if not organic or len(clicks) <= n_clicks:
-            return clicks
+        if not organic:
+            return pages
+        clicks = self._no_clicks().concat(*pages)
+        if len(clicks) <= n_clicks:
+            return [clicks]
         draw = uniforms(key, Purpose.UNAIDED, clicks.users, -1 - clicks.items.astype(np.int64))
-        return clicks.take(np.sort(np.argsort(draw, kind="stable")[:n_clicks]))
+        return [clicks.take(np.sort(np.argsort(draw, kind="stable")[:n_clicks]))]
 
     # -- learning and leaving ----------------------------------------------------------------------------------
 
@@ -382,7 +398,12 @@ class Platform(Model):
         elif schedule.retrain == "window":
             self.recommender.fit(self.log.concat(*self._feedback[-schedule.window :]), key=key)
         else:
-            self.recommender.fit(self.training_log(), key=key)
+            self._fit(key)
+
+    def _fit(self, key: Key) -> None:
+        """Let the recommender learn from everything so far."""
+        assert self.recommender is not None
+        self.recommender.fit(self.training_log(), key=key)
 
     def training_log(self) -> Interactions:
         """Warm start and all feedback so far."""
@@ -394,11 +415,14 @@ class Platform(Model):
         chance = self.schedule.attrition * (1.0 - self.users.satisfaction[active])
         self.gone[active] = uniforms(key, Purpose.EXIT, active, 1) < chance
 
-    def _arrivals(self, n: int, share: float, kind: int) -> NDArray[np.int32]:
+    def _no_clicks(self) -> Interactions:
+        return Interactions.empty(self.n_users, self.dataset.n_items)
+
+    def _arrivals(self, rows: NDArray[np.int64], share: float, kind: int) -> NDArray[np.int32]:
         """Arrival round of each row, (n,): 0 for most, 1 to `arrival_rounds` for a share."""
         if share == 0:
-            return np.zeros(n, np.int32)
-        draw = uniforms(Key(self.world_seed, kind), Purpose.ARRIVAL, np.arange(n), 0)
+            return np.zeros(len(rows), np.int32)
+        draw = uniforms(Key(self.world_seed, kind), Purpose.ARRIVAL, rows, 0)
         late = 1 + np.floor(draw / share * self.schedule.arrival_rounds)
         return np.where(draw < share, late, 0).astype(np.int32)
 

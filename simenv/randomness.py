@@ -57,11 +57,16 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Where in a run a draw happens: world seed, round and page (both from 0)."""
+    """Where in a run a draw happens: world seed, round and page (both from 0).
+
+    `first` is the row, in the whole population, of the first user of a shard of it (`simenv.shards`): draws are keyed
+    by `first` plus the user's row in the shard, and so do not depend on how the population is cut.
+    """
 
     seed: int
     round: int = 0
     page: int = 0
+    first: int = 0
 
     def at(self, **changes: int) -> Key:
         """The same key with some fields changed."""
@@ -113,7 +118,8 @@ def uniforms(key: Key, purpose: Purpose, users: ArrayLike, items: ArrayLike) -> 
         purpose: what is decided.
         users, items: integer arrays that broadcast, e.g. (B, 1) and (B, K).
     """
-    state = hash64(key.seed, int(purpose), users, key.round, key.page, items)
+    rows = np.asarray(users) + key.first if key.first else users
+    state = hash64(key.seed, int(purpose), rows, key.round, key.page, items)
     return np.asarray((state >> _S11) * TO_UNIT)
 
 

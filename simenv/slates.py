@@ -149,6 +149,30 @@ class Scores(Protocol):
 
 
 @runtime_checkable
+class LearnsCounts(Protocol):
+    """A recommender to which a log is nothing but how often each item was consumed."""
+
+    name: str
+
+    def fit_counts(self, counts: NDArray[np.int64], n_users: int) -> None:
+        """As `fit` on any log of these users with these counts, (n_items,)."""
+
+
+@runtime_checkable
+class Shardable(Protocol):
+    """Users who can be served in parts (`simenv.shards`), or say that they cannot."""
+
+    name: str
+
+    @property
+    def shardable(self) -> bool:
+        """Whether a user's answers depend on other users through what `see_clicks` tells alone."""
+
+    def see_clicks(self, counts: NDArray[np.int64]) -> None:
+        """From now on these are the interactions with each item, (n_items,), that users can see."""
+
+
+@runtime_checkable
 class AsksModel(Protocol):
     """Users, or a recommender, for which a language model may answer; `asks_model` tells whether one does."""
 

@@ -232,6 +232,14 @@ class ChoiceModel(UserModel):
         )
         self.trait_rows = np.stack(columns, axis=1).astype(np.float32)
 
+    @property
+    def shardable(self) -> bool:
+        return type(self) is ChoiceModel and not self.hears_friends
+
+    def see_clicks(self, counts: LongArray) -> None:
+        super().see_clicks(counts)
+        self._popularity = midrank_percentile(self.population.click_counts)
+
     def end_round(self, round: int) -> None:
         super().end_round(round)
         self._popularity = midrank_percentile(self.population.click_counts)
@@ -288,7 +296,7 @@ class ChoiceModel(UserModel):
             users,
             slates,
             self.item_arrays(self._popularity),
-            unpack_rule.py_func(self.parameters(), self.examination.probabilities(shape[1]), False, True),
+            unpack_rule.py_func(self.parameters(), self.examination.probabilities(shape[1]), False, True, key.first),
             self.trait_rows,
             population.tastes.rating.user_vectors,
             (
@@ -339,6 +347,10 @@ class RankAcceptance(UserModel):
     @property
     def memory_size(self) -> int:
         return self._memory_size
+
+    @property
+    def shardable(self) -> bool:
+        return True
 
     def _bind(self, dataset: Dataset, tastes: Tastes) -> None:
         self._scale = dataset.rating_scale

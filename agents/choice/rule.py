@@ -30,12 +30,14 @@ def scratch(k: int, n_items: int) -> tuple[NDArray[Any], ...]:
 
 
 @nb.njit(inline="always", cache=True)
-def unpack_rule(p: Any, examination: Any, distinct: bool, every_utility: bool) -> Any:  # pragma: no cover - compiled
+def unpack_rule(
+    p: Any, examination: Any, distinct: bool, every_utility: bool, offset: int = 0
+) -> Any:  # pragma: no cover - compiled
     """The `rule` of `answer_pages` from `ChoiceModel.parameters`."""
     weights = (p[0], p[1], p[2], p[3], p[4], p[5])
     exit_rule, go_on = (p[6], p[7], p[8], p[9]), (p[11], p[12])
     rating_rule = (p[13], p[14], p[15], p[16], p[17])
-    return rating_rule, weights, exit_rule, examination, p[10] > 0.0, go_on, p[22], distinct, every_utility
+    return rating_rule, weights, exit_rule, examination, p[10] > 0.0, go_on, p[22], distinct, every_utility, offset
 
 
 # A page is several short loops over its slots, so that exponentials and hashes of different slots overlap in the
@@ -64,7 +66,7 @@ def answer_pages(
         slates: (B, K) items, -1 = empty.
         items: choice vectors and biases, rating vectors and biases, popularity, genre lists.
         rule: see `unpack_rule`; whether slates are known to hold no item twice; whether utility is wanted for every
-            slot, or only for those examined.
+            slot, or only for those examined; `Key.first`.
         traits: (n_users, 5): bias of choice and of rating, conformity, diversity, activity.
         rating_users: rating vectors of users.
         mind: choice vectors, genre counts, satiation, fatigue and satisfaction.
@@ -74,7 +76,9 @@ def answer_pages(
         heard: (B, K) what word of mouth adds to the logits of a click; (0, K) = nothing.
     """
     item_vectors, item_bias, rating_items, rating_item_bias, popularity, genre_ptr, genre_ids = items
-    rating_rule, weights, exit_rule, examination, cascade, go_on, satisfaction_memory, distinct, every_utility = rule
+    rating_rule, weights, exit_rule, examination, cascade, go_on, satisfaction_memory, distinct, every_utility = rule[
+        :9
+    ]
     vectors, genre_counts, satiation, fatigue, satisfaction = mind
     ranks, marked, values, chances = scratch
     filled, looked_at, affinities, appeals = ranks[0], ranks[1], values[0], values[1]
@@ -88,9 +92,9 @@ def answer_pages(
         if not playing[row]:
             continue
         user, round_, page, own = who[row, USER], who[row, ROUND], who[row, PAGE], rows[row]
-        seed = fold(np.uint64(0), who[row, SEED])
-        examine_key = fold(fold(fold(fold(seed, _EXAMINE), user), round_), page)
-        click_key = fold(fold(fold(fold(seed, _CLICK), user), round_), page)
+        seed, drawn = fold(np.uint64(0), who[row, SEED]), rule[9] + user
+        examine_key = fold(fold(fold(fold(seed, _EXAMINE), drawn), round_), page)
+        click_key = fold(fold(fold(fold(seed, _CLICK), drawn), round_), page)
 
         # Which slots hold an item, and which of these can be looked at: under a cascade all, from the top.
         n_filled, n = np.int64(0), np.int64(0)
@@ -167,8 +171,8 @@ def answer_pages(
             click = to_uniform(fold(click_key, item)) < chances[place]
             if click:
                 clicked[row, rank] = True
-                first_state = fold(fold(fold(fold(fold(seed, _RATING), user), round_), page), item)
-                second_state = fold(fold(fold(fold(fold(seed, _RATING_SECOND), user), round_), page), item)
+                first_state = fold(fold(fold(fold(fold(seed, _RATING), drawn), round_), page), item)
+                second_state = fold(fold(fold(fold(fold(seed, _RATING_SECOND), drawn), round_), page), item)
                 if rating_rate >= 1.0 or to_uniform(fold(second_state, 1)) < rating_rate:
                     radius = np.sqrt(-2.0 * np.log(1.0 - to_uniform(first_state)))
                     normal = radius * np.cos(2.0 * np.pi * to_uniform(second_state))
@@ -184,5 +188,5 @@ def answer_pages(
                 break
         mood = satisfaction_memory * satisfaction[own] + (1.0 - satisfaction_memory) * (1.0 - missed)
         hazard = exit_base + exit_page * page - exit_activity * traits[user, ACTIVITY] - exit_satisfaction * mood
-        leave = to_uniform(fold(fold(fold(fold(fold(seed, _EXIT), user), round_), page), 0))
+        leave = to_uniform(fold(fold(fold(fold(fold(seed, _EXIT), drawn), round_), page), 0))
         exited[row] = leave < sigmoid(hazard)

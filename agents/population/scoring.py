@@ -61,6 +61,7 @@ def unaided_slates(
     bits: Any,
     allowed: Any,
     state: Any,
+    first: int,
     round_: int,
     page: int,
     k: int,
@@ -72,7 +73,7 @@ def unaided_slates(
     for row in range(len(users)):
         user = users[row]
         own = row if bits.shape[0] > 1 else 0
-        key = fold(fold(fold(state, user), round_), page)
+        key = fold(fold(fold(state, first + user), round_), page)
         score_row(np.float32(taste) * vectors[user], items_t, weights, scores)
         filled = 0
         for item in range(n_items):

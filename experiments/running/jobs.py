@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.running import gates
 from experiments.running.design import Design, Job, World
+from experiments.running.shards import Put, sharded
 from recommenders.base import Recommender
 from simenv.candidates import Candidates
 from simenv.errors import GateError, RunDirectoryError, SimenvError
@@ -43,9 +44,21 @@ class JobRun:
         world: of the job's seed.
         folder: the run directory.
         checkpoint_every: rounds between checkpoints; every round where a language model is asked.
+        shards: parts of the population that are played apart; a checkpoint does not depend on how many.
+        put: where they lie; None = in this process.
     """
 
-    def __init__(self, design: Design, job: Job, world: World, folder: Path, *, checkpoint_every: int) -> None:
+    def __init__(
+        self,
+        design: Design,
+        job: Job,
+        world: World,
+        folder: Path,
+        *,
+        checkpoint_every: int,
+        shards: int = 1,
+        put: Put | None = None,
+    ) -> None:
         self.design, self.job, self.world = design, job, world
         self.run, self.folder = folder, folder / "checkpoint" / job.id
         self.digest = design.digest()
@@ -53,18 +66,20 @@ class JobRun:
         # A language model's budget may end in any round, and the round before it must then be on disk.
         recommender = design.make_recommender(job.arm)
         self.checkpoint_every = 1 if asks_model(users) or asks_model(recommender) else checkpoint_every
-        users.bind(world.dataset, world.tastes, seed=job.seed, repeat=design.repeat, traits=world.traits)
-        self.platform = Platform(
-            world.dataset,
-            users,
-            recommender,
-            seed=job.seed,
-            fit_seed=job.seed + _VARIANT * design.fit,
-            luck_seed=job.seed + _VARIANT * design.luck,
-            mode=job.mode,
-            schedule=design.schedule,
-            course=design.make_course(job.arm),
-        )
+        options: dict[str, Any] = {
+            "seed": job.seed,
+            "fit_seed": job.seed + _VARIANT * design.fit,
+            "luck_seed": job.seed + _VARIANT * design.luck,
+            "course": design.make_course(job.arm),
+        }
+        self.platform: Platform
+        if shards > 1:
+            self.platform = sharded(design, job, world, shards, options, put)
+        else:
+            users.bind(world.dataset, world.tastes, seed=job.seed, repeat=design.repeat, traits=world.traits)
+            self.platform = Platform(
+                world.dataset, users, recommender, mode=job.mode, schedule=design.schedule, **options
+            )
         page_rows = max(1, world.dataset.n_users * design.schedule.slate_size * design.schedule.max_pages)
         named: dict[str, Any] = {"seed": job.seed, "arm": job.arm, "mode": job.mode}
         named["rounds_per_file"] = max(1, ROWS_PER_FILE // page_rows)
