@@ -23,13 +23,17 @@ from numpy.typing import NDArray
 
 from simenv import checks
 from simenv.datasets.base import Dataset, Interactions, LongArray
-from simenv.errors import ConfigError
+from simenv.errors import ConfigError, WorkerError
 from simenv.events import Events
 from simenv.interventions import Course
 from simenv.metrics.reference import midrank_percentile
 from simenv.platform import Mode, Platform, Schedule
 from simenv.randomness import Key
 from simenv.slates import LearnsCounts, Recommender, SeesTruth, Shardable, Slates, asks_model
+
+
+class ShardLost(WorkerError):
+    """A place has lost a shard; whoever plays can begin again from a snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +107,18 @@ class Shard(Platform):
         super().__init__(dataset, users, None if mode.feedback == "none" else self.taught, mode=mode, **options)
         self.first, self.n_users = everybody.first, everybody.n_users
         self.recorder, self.gathers = recorder, gathers
-        self.popularity0 = midrank_percentile(everybody.item_counts)
         rows = self.first + np.arange(dataset.n_users)
         self.user_arrival = self._arrivals(rows, self.schedule.arriving_users, 0)
-        self._known = [everybody.item_counts for _ in self._models()]  # what all users had clicked before this round
+        self.meet(everybody.item_counts)
+
+    def consumed(self) -> LongArray:
+        """What these users have consumed so far, by item, (n_items,), where they have not met the others yet."""
+        return self.users.population.click_counts.copy()
+
+    def meet(self, item_counts: LongArray) -> None:
+        """Before the first round: what everybody had consumed, by item, (n_items,)."""
+        self.popularity0 = midrank_percentile(item_counts)
+        self._known = [item_counts for _ in self._models()]  # what all users had clicked before this round
         self._tell()
 
     def _models(self) -> list[Any]:
@@ -191,46 +203,62 @@ class Here:
 class OnDisk:
     """Shards that come and go: each lies in a file and is in memory for its turn alone.
 
+    Every call leaves each shard's answer in a file too, so that whoever makes the same calls again after an
+    interruption gets these answers and goes on where it was.
+
     Args:
-        folder: for the files.
-        makers: what makes each shard, called where its file is not there yet.
+        folder: for the files; made if absent.
+        makers: what makes each shard.
         after: called with the number of a shard whose turn is over.
     """
 
     def __init__(
         self, folder: Path, makers: Sequence[Callable[[], Shard]], after: Callable[[int], None] | None = None
     ) -> None:
-        self.paths = [folder / f"shard-{number:04d}.pickle" for number in range(len(makers))]
-        self.after = after
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.makers, self.after = folder, list(makers), after
+        self.calls = 0
         self._waiting: list[list[tuple[str, tuple[Any, ...]]]] = [[] for _ in makers]
-        for number, (path, make) in enumerate(zip(self.paths, makers, strict=True)):
-            if not path.exists():
-                self._keep(number, make())
 
     def each(self, method: str, *args: Any) -> list[Any]:
-        found = []
-        for number, path in enumerate(self.paths):
-            with path.open("rb") as file:
-                shard = pickle.load(file)
-            for name, own in self._waiting[number]:
-                getattr(shard, name)(*own)
-            found.append(getattr(shard, method)(*args))
-            self._keep(number, shard)
-            self._waiting[number] = []
-            del shard
-        return found
+        self.calls += 1
+        return [self._turn(number, method, args) for number in range(len(self.makers))]
 
     def send(self, method: str, args: Sequence[tuple[Any, ...]]) -> None:
         for waiting, own in zip(self._waiting, args, strict=True):
             waiting.append((method, own))
 
-    def _keep(self, number: int, shard: Shard) -> None:
-        partial = self.paths[number].with_suffix(".partial")
-        with partial.open("wb") as file:
-            pickle.dump(shard, file, protocol=5)
-        partial.replace(self.paths[number])
+    def _turn(self, number: int, method: str, args: tuple[Any, ...]) -> Any:
+        waiting, self._waiting[number] = self._waiting[number], []
+        answer = self._path("answer", number, self.calls)
+        if answer.exists():
+            return _unpickled(answer)
+        before = self._path("shard", number, self.calls - 1)
+        shard = _unpickled(before) if self.calls > 1 else self.makers[number]()
+        for name, own in waiting:
+            getattr(shard, name)(*own)
+        found = getattr(shard, method)(*args)
+        _pickle(shard, self._path("shard", number, self.calls))
+        _pickle(found, answer)  # the last thing to appear: until then the turn can be taken again
+        before.unlink(missing_ok=True)
         if self.after is not None:
             self.after(number)
+        return found
+
+    def _path(self, what: str, number: int, calls: int) -> Path:
+        return self.folder / f"{what}-{number:04d}.{calls:06d}.pickle"
+
+
+def _pickle(value: Any, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        pickle.dump(value, file, protocol=5)
+    partial.replace(path)
+
+
+def _unpickled(path: Path) -> Any:
+    with path.open("rb") as file:
+        return pickle.load(file)
 
 
 # -- all of them --------------------------------------------------------------------------------------------------
@@ -374,7 +402,7 @@ def check_shards(mode: Mode | str, schedule: Schedule, course: Course | None = N
         raise ConfigError("shards: what is done to the course of a loop names users; expected shards=1")
     for one in others:
         if asks_model(one):
-            raise ConfigError(f"{getattr(one, 'name', one)}: asks a language model; expected shards=1, its calls are in flight together")
+            raise ConfigError(f"{getattr(one, 'name', one)}: asks a language model; expected shards=1")
         if isinstance(one, Shardable) and not one.shardable:
             raise ConfigError(f"agent={one.name}: needs all users in one place; expected shards=1, or agent=choice")
 

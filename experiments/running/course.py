@@ -51,7 +51,16 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-CARRYING = ("resume", "workers", "checkpoint_every", "progress", "run_dir", "command", "dry_run")  # change no result
+CARRYING = (
+    "resume",
+    "workers",
+    "shards",
+    "checkpoint_every",
+    "progress",
+    "run_dir",
+    "command",
+    "dry_run",
+)  # change no result
 Claims = Sequence[JudgedClaim | Mapping[str, Any]]  # a mapping as an entry of claims.json
 Row = Mapping[str, Any]
 
@@ -114,7 +123,8 @@ class Run:
         directory: of the run.
         question: for the run card.
         command: likewise.
-        workers: processes of its jobs; None = one per core, 0 = this process.
+        workers: processes of its jobs; None = one per core, 0 = this process; ``ray`` = those of a Ray cluster.
+        shards: parts of the population that are played apart.
         checkpoint_every: rounds between checkpoints of a job.
         progress: whether bars are shown.
     """
@@ -125,12 +135,14 @@ class Run:
         *,
         question: str = "",
         command: str = "",
-        workers: int | None = None,
+        workers: int | str | None = None,
+        shards: int = 1,
         checkpoint_every: int = 5,
         progress: bool = False,
     ) -> None:
         self.directory, self.path = directory, directory.path
-        self.workers, self.checkpoint_every, self.progress = workers, checkpoint_every, progress
+        self.workers, self.shards = workers, shards
+        self.checkpoint_every, self.progress = checkpoint_every, progress
         self._card: dict[str, Any] = {"question": question, "command": redacted(command)}
         self._started = time.time()
 
@@ -144,6 +156,7 @@ class Run:
         played = run_jobs(
             list(parts.values()),
             workers=self.workers,
+            shards=self.shards,
             checkpoint_every=self.checkpoint_every,
             progress=self.progress,
             progress_file=self.directory.progress,
@@ -219,6 +232,7 @@ def open_run(
             question=config["question"],
             command=config["command"],
             workers=config["workers"],
+            shards=config.get("shards", 1),
             checkpoint_every=config["checkpoint_every"],
             progress=config["progress"],
         )
@@ -259,6 +273,9 @@ def run_experiment(config: Mapping[str, Any]) -> Path | None:
     experiment: Experiment = _experiment(config["module"])
     settings = experiment.Settings.of(config)
     settings.check()
+    if config.get("shards", 1) != 1:
+        for design in settings.designs().values():
+            design.check_shards(config["shards"])
     if config["dry_run"]:
         dry_run(settings.designs())
         return None

@@ -171,6 +171,19 @@ class Design:
             self._known(dataset)
             users.check_dataset(dataset)
 
+    def check_shards(self, n_shards: int) -> None:
+        """Refuse what users in shards cannot do.
+
+        Raises:
+            ConfigError: see `simenv.shards.check_shards`.
+        """
+        from simenv.shards import check_shards
+
+        checks.whole("shards", n_shards, 1)
+        users = self.make_users()
+        for arm, mode in self.arms:
+            check_shards(mode, self.schedule, self.make_course(arm), users, self.make_recommender(arm))
+
     def used_recommenders(self) -> dict[str, Spec]:
         """The specs of the arms that are played."""
         swapped = [each.recommender for done in self.courses.values() for each in done if each.recommender]

@@ -26,9 +26,11 @@ from simenv.errors import GateError, RunDirectoryError, SimenvError
 from simenv.events import ROWS_PER_FILE, Events, EventWriter, read_events
 from simenv.files import checksums, damaged, read_sealed, write_sealed, write_whole
 from simenv.heard import Heard, HeardWriter
+from simenv.language_models.accounting import paid_by
 from simenv.metrics.table import MetricRow, metric_rows
 from simenv.platform import Platform
 from simenv.slates import Measures, asks_model
+from simenv.stopping import Stopped, stopping
 
 _VARIANT = 1_000_003  # between the seeds of one world's variants
 GATE_ROWS = 30_000_000  # impressions of a seed up to which the gates read its whole log
@@ -253,6 +255,27 @@ class JobRun:
     def _write_metrics(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "metrics.json", json.dumps(self.rows))
+
+
+def play_job(
+    design: Design,
+    job: Job,
+    folder: Path,
+    checkpoint_every: int,
+    world: World,
+    report: Report,
+    stop: Callable[[], bool],
+    *,
+    shards: int = 1,
+    put: Put | None = None,
+) -> bool:
+    """Play a job; False where it was stopped, between rounds or in the midst of learning. Arguments as of `JobRun`."""
+    with paid_by(folder, job.id), stopping(stop):
+        try:
+            made = JobRun(design, job, world, folder, checkpoint_every=checkpoint_every, shards=shards, put=put)
+            return made.play(report, stop)
+        except Stopped:
+            return False
 
 
 def check_gates(design: Design, world: World, folder: Path) -> list[str]:

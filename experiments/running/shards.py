@@ -55,8 +55,7 @@ def sharded(
     """
     bounds = bounds_of(world.dataset.n_users, min(n_shards, world.dataset.n_users))
     makers = [
-        ShardMaker(design=design, job=job, first=first, last=last, options=options)
-        for first, last in pairwise(bounds)
+        ShardMaker(design=design, job=job, first=first, last=last, options=options) for first, last in pairwise(bounds)
     ]
     place = Here([make(world) for make in makers]) if put is None else put(makers, world)
     return ShardedPlatform(

@@ -1,7 +1,8 @@
 """The jobs of a run over processes: progress, interruption, resumption.
 
-Each world is made once and handed to the worker processes through a temporary folder that goes away with the run.
-The module does not know what a run directory holds beside its checkpoints.
+Each world is made once and handed to the worker processes through a temporary folder that goes away with the run, or to
+those of a cluster through its object store (`experiments.running.clusters`). The module does not know what a run
+directory holds beside its checkpoints.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from experiments.running.design import Design, Job, World
 from experiments.running.directory import RunDirectory
-from experiments.running.jobs import JobRun, check_gates
+from experiments.running.jobs import check_gates, play_job
+from experiments.running.shards import Put
 from simenv.checks import whole
-from simenv.errors import WorkerError
+from simenv.errors import ConfigError, WorkerError
 from simenv.files import write_whole
-from simenv.language_models.accounting import paid_by
-from simenv.stopping import Stopped, stopping
+from simenv.shards import ShardLost
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -43,7 +44,37 @@ class Interrupted(KeyboardInterrupt):
 
 
 Played = tuple[dict[int, World], list[str]]  # of one design: its worlds by seed, and the gates that passed
-_Made = tuple[str, int]  # what decides a world: `Design.worlds_digest` and the seed
+Made = tuple[str, int]  # what decides a world: `Design.worlds_digest` and the seed
+RAY = "ray"
+_ATTEMPTS = 4  # at a job whose shards are lost
+
+
+class Crew(Protocol):
+    """Who makes worlds, plays jobs and checks gates, elsewhere and at the same time."""
+
+    def make(self, made: Made, design: Design) -> Future[Any]:
+        """Make the world of a seed, and keep it for whoever needs it."""
+
+    def play(self, made: Made, design: Design, job: Job, folder: Path, checkpoint_every: int) -> Future[Any]:
+        """Play a job, see `JobRun.play`."""
+
+    def check(self, made: Made, design: Design, folder: Path) -> Future[Any]:
+        """Check the gates of a seed, see `check_gates`."""
+
+    def reports(self) -> Iterator[tuple[int, int]]:
+        """Rounds and user-steps that were reported since the last time."""
+
+    def stop(self) -> None:
+        """Let everybody stop at the end of a round, and leave a checkpoint."""
+
+    def kill(self) -> None:
+        """End those who do not stop."""
+
+    def close(self) -> None:
+        """Wait for whoever is still at work."""
+
+    def world(self, made: Made) -> World:
+        """A world that was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +86,15 @@ class _Part:
     open_jobs: list[Job]
     worlds: str
 
-    def world(self, seed: int) -> _Made:
+    def world(self, seed: int) -> Made:
         return self.worlds, seed
 
 
 def run_jobs(
     parts: Sequence[tuple[Design, RunDirectory]],
     *,
-    workers: int | None = None,
+    workers: int | str | None = None,
+    shards: int = 1,
     checkpoint_every: int = 5,
     progress: bool = True,
     progress_file: Path | None = None,
@@ -73,7 +105,9 @@ def run_jobs(
 
     Args:
         parts: what to run, and where.
-        workers: processes; None = one per core, 0 = this process.
+        workers: processes; None = one per core, 0 = this process; ``ray`` = those of a Ray cluster.
+        shards: parts of the population that are played apart. With more than one, jobs are played one after the other,
+            and with ``ray`` the shards lie in the cluster.
         checkpoint_every: rounds between checkpoints of a job.
         progress: show a progress bar.
         progress_file: where rounds, rates and the time are told to whoever watches; None = nowhere.
@@ -87,7 +121,11 @@ def run_jobs(
     """
     if workers is None:
         workers = os.cpu_count() or 1
-    whole("workers", workers)
+    if isinstance(workers, str) and workers != RAY:
+        raise ConfigError(f"workers={workers}: expected a number of processes, null or {RAY}")
+    if workers != RAY:
+        whole("workers", workers)
+    whole("shards", shards, 1)
     whole("checkpoint_every", checkpoint_every, 1)
     found = []
     for design, run in parts:
@@ -97,14 +135,24 @@ def run_jobs(
     total = sum(len(part.open_jobs) * part.design.rounds for part in found)
     label = "rounds" if len(found) == 1 else f"rounds of {len(found)} designs"
     with _Progress(label, total, enabled=progress, file=progress_file) as bar:
-        if workers <= 1 or sum(len(part.design.jobs()) for part in found) <= 1:
-            return _run_here(found, checkpoint_every, bar)
-        with tempfile.TemporaryDirectory(prefix="simenv-") as scratch:
-            return _run_in_pool(found, workers, checkpoint_every, bar, Path(scratch))
+        if workers == RAY:
+            from experiments.running.clusters import RayCrew, on_ray, shards_on_ray
+
+            with on_ray():
+                if shards > 1:
+                    with shards_on_ray() as put:
+                        return _run_here(found, checkpoint_every, bar, shards, put)
+                return _run_by(RayCrew(), found, checkpoint_every, bar)
+        if shards > 1 or int(workers) <= 1 or sum(len(part.design.jobs()) for part in found) <= 1:
+            return _run_here(found, checkpoint_every, bar, shards)
+        with tempfile.TemporaryDirectory(prefix="simenv-") as scratch, one_thread_each():
+            return _run_by(_Processes(int(workers), Path(scratch)), found, checkpoint_every, bar)
 
 
-def _run_here(parts: Sequence[_Part], checkpoint_every: int, bar: _Progress) -> list[Played]:
-    worlds: dict[_Made, World] = {}
+def _run_here(
+    parts: Sequence[_Part], checkpoint_every: int, bar: _Progress, shards: int = 1, put: Put | None = None
+) -> list[Played]:
+    worlds: dict[Made, World] = {}
     gates: list[list[str]] = []
     with _stop_on_signal() as stop:
         for part in parts:
@@ -116,8 +164,15 @@ def _run_here(parts: Sequence[_Part], checkpoint_every: int, bar: _Progress) -> 
                 for job in (job for job in part.open_jobs if job.seed == seed):
                     if stop.is_set():
                         raise Interrupted
-                    if not _play(design, job, part.folder, checkpoint_every, worlds[made], bar.advance, stop.is_set):
-                        raise Interrupted
+                    for attempt in range(_ATTEMPTS):
+                        try:
+                            here = (part.folder, checkpoint_every, worlds[made], bar.advance, stop.is_set)
+                            if not play_job(design, job, *here, shards=shards, put=put):
+                                raise Interrupted
+                            break
+                        except ShardLost:
+                            if attempt + 1 == _ATTEMPTS:
+                                raise
             checked = (check_gates(design, worlds[part.world(seed)], part.folder) for seed in design.seeds)
             gates.append([line for lines in checked for line in lines])
     return [
@@ -126,42 +181,25 @@ def _run_here(parts: Sequence[_Part], checkpoint_every: int, bar: _Progress) -> 
     ]
 
 
-def _run_in_pool(
-    parts: Sequence[_Part], workers: int, checkpoint_every: int, bar: _Progress, scratch: Path
-) -> list[Played]:
-    context = multiprocessing.get_context("spawn")
-    reports: Any = context.Queue()
-    stop_event = context.Event()
+def _run_by(crew: Crew, parts: Sequence[_Part], checkpoint_every: int, bar: _Progress) -> list[Played]:
     makers = {part.world(seed): part.design for part in parts for seed in part.design.seeds}
-    places = {made: scratch / f"world-{number}.pickle" for number, made in enumerate(makers)}
-    with one_thread_each(), _stop_on_signal() as stop:
-        pool = ProcessPoolExecutor(
-            max_workers=workers,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(reports, stop_event, os.getpid()),
-        )
+    with _stop_on_signal() as stop:
         try:
             with _signals_held_back():
-                worlds = [pool.submit(_make_world, design, made[1], places[made]) for made, design in makers.items()]
-            _collect(worlds, reports, stop, stop_event, bar)
+                worlds = [crew.make(made, design) for made, design in makers.items()]
+            _collect(worlds, crew, stop, bar)
             with _signals_held_back():
                 played = [
-                    pool.submit(
-                        _play_job, part.design, job, part.folder, checkpoint_every, places[part.world(job.seed)]
-                    )
+                    crew.play(part.world(job.seed), part.design, job, part.folder, checkpoint_every)
                     for part, job in _world_by_world(parts)
                 ]
-            _collect(played, reports, stop, stop_event, bar)
+            _collect(played, crew, stop, bar)
             with _signals_held_back():
                 checked = [
-                    [
-                        pool.submit(_check_seed, part.design, part.folder, places[part.world(seed)])
-                        for seed in part.design.seeds
-                    ]
+                    [crew.check(part.world(seed), part.design, part.folder) for seed in part.design.seeds]
                     for part in parts
                 ]
-            _collect([future for futures in checked for future in futures], reports, stop, stop_event, bar)
+            _collect([future for futures in checked for future in futures], crew, stop, bar)
         except BrokenProcessPool as error:
             raise WorkerError(
                 "a worker process was killed, most likely because memory ran out; nothing is lost: go on with "
@@ -169,15 +207,14 @@ def _run_in_pool(
             ) from error
         except KeyboardInterrupt as error:
             if not isinstance(error, Interrupted):  # the second one: whoever hangs is not waited for
-                for child in multiprocessing.active_children():
-                    child.kill()
+                crew.kill()
             raise
         finally:
-            stop_event.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            crew.stop()
+            crew.close()
         if stop.is_set():
             raise Interrupted
-    loaded = {made: _load_world(path) for made, path in places.items()}
+    loaded = {made: crew.world(made) for made in makers}
     return [
         (
             {seed: loaded[part.world(seed)] for seed in part.design.seeds},
@@ -194,25 +231,20 @@ def _world_by_world(parts: Sequence[_Part]) -> list[tuple[_Part, Job]]:
     return sorted(jobs, key=lambda each: order[each[0].world(each[1].seed)])
 
 
-def _collect(
-    futures: Sequence[Future[Any]], reports: Any, stop: threading.Event, stop_event: Any, bar: _Progress
-) -> None:
+def _collect(futures: Sequence[Future[Any]], crew: Crew, stop: threading.Event, bar: _Progress) -> None:
     """Wait for the futures; pass on progress and a stop; the first failure stops the rest and is raised."""
     waiting = set(futures)
     failure: BaseException | None = None
     while waiting:
         done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
-        while True:
-            try:
-                bar.advance(*reports.get_nowait())
-            except queue.Empty:
-                break
+        for rounds, steps in crew.reports():
+            bar.advance(rounds, steps)
         if stop.is_set():
-            stop_event.set()
+            crew.stop()
         for future in done:
             if not future.cancelled() and future.exception() is not None and failure is None:
                 failure = future.exception()
-                stop_event.set()
+                crew.stop()
                 for other in waiting:
                     other.cancel()
     if failure is not None:
@@ -224,6 +256,58 @@ def _collect(
 # -- worker processes ---------------------------------------------------------------------------------------------
 
 _worker: dict[str, Any] = {}
+
+
+class _Processes:
+    """A crew of processes of this machine; worlds lie in files of a folder.
+
+    Args:
+        workers: how many processes.
+        scratch: the folder.
+    """
+
+    def __init__(self, workers: int, scratch: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.scratch = scratch
+        self._reports: Any = context.Queue()
+        self._stop = context.Event()
+        self._places: dict[Made, Path] = {}
+        self._pool = ProcessPoolExecutor(
+            max_workers=workers,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(self._reports, self._stop, os.getpid()),
+        )
+
+    def make(self, made: Made, design: Design) -> Future[Any]:
+        self._places[made] = self.scratch / f"world-{len(self._places)}.pickle"
+        return self._pool.submit(_make_world, design, made[1], self._places[made])
+
+    def play(self, made: Made, design: Design, job: Job, folder: Path, checkpoint_every: int) -> Future[Any]:
+        return self._pool.submit(_play_job, design, job, folder, checkpoint_every, self._places[made])
+
+    def check(self, made: Made, design: Design, folder: Path) -> Future[Any]:
+        return self._pool.submit(_check_seed, design, folder, self._places[made])
+
+    def reports(self) -> Iterator[tuple[int, int]]:
+        while True:
+            try:
+                yield self._reports.get_nowait()
+            except queue.Empty:
+                return
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def kill(self) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def world(self, made: Made) -> World:
+        return _load_world(self._places[made])
 
 
 def _start_worker(reports: Any, stop: Any, parent: int) -> None:
@@ -258,26 +342,9 @@ def _play_job(design: Design, job: Job, folder: Path, checkpoint_every: int, wor
     stop, reports = _worker["stop"], _worker["reports"]
     if stop.is_set():
         return False
-    return _play(
+    return play_job(
         design, job, folder, checkpoint_every, _load_world(world), lambda *done: reports.put(done), stop.is_set
     )
-
-
-def _play(
-    design: Design,
-    job: Job,
-    folder: Path,
-    checkpoint_every: int,
-    world: World,
-    advance: Callable[[int, int], None],
-    stop: Callable[[], bool],
-) -> bool:
-    """Play a job; False where it was stopped, between rounds or in the midst of learning."""
-    with paid_by(folder, job.id), stopping(stop):
-        try:
-            return JobRun(design, job, world, folder, checkpoint_every=checkpoint_every).play(advance, stop)
-        except Stopped:
-            return False
 
 
 def _check_seed(design: Design, folder: Path, world: Path) -> list[str]:

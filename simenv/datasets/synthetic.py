@@ -49,7 +49,7 @@ _USER_RATING_SD, _ITEM_RATING_SD, _ITEM_RATING_OWN_SD = 0.45, 0.80, 0.08
 _GENRE_IN_RATING, _STYLE_IN_RATING = 0.07, 0.32  # taste decides choice mostly by genre, ratings mostly by style
 
 _START, _JOINING_SPAN, _MEAN_GAP = 1_600_000_000, 200 * 86_400, 86_400  # seconds
-_BLOCK_STREAM, _FRIENDS_STREAM = 1, 2
+_BLOCK_STREAM, _FRIENDS_STREAM, _USERS_STREAM = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class _World:
     rating: Head
     log_exposure: FloatArray  # (n_items,)
     activity: LongArray  # (n_users,)
+    levels: tuple[np.float32, np.float32]  # of the choice head and of the rating head, added to every user's bias
 
 
 def synthetic(
@@ -112,7 +113,7 @@ def synthetic(
     rng = np.random.default_rng([seed & (2**64 - 1), 0])
     catalog, item_vectors = _make_items(n_items, rng)
     minority = rng.permutation(n_users) < round(minority_share * n_users)
-    user_vectors = _make_tastes(minority, rng) * np.float32(taste_strength)
+    user_vectors = _make_tastes(minority, _make_profiles(rng), rng) * np.float32(taste_strength)
     activity = _make_activity(n_users, n_items, mean_activity, rng)
     world = _calibrated(catalog, item_vectors, user_vectors, activity, popularity_strength, rng)
     friends = None
@@ -127,6 +128,54 @@ def synthetic(
         user_attributes={"taste": np.where(minority, "minority", "majority")},
         tastes=Tastes(choice=world.choice, rating=world.rating, rating_noise=_RATING_NOISE, kind="true"),
         friends=friends,
+    )
+
+
+def synthetic_block(
+    block: int, *, block_users: int, n_items: int, seed: int = 0, mean_activity: float | None = None
+) -> Dataset:
+    """One block of the users of a world that is too large to be made whole.
+
+    Block 0 is `synthetic` with `block_users` users. The users of every other block are drawn from the same world - the
+    same items, groups, exposure and calibration - by a generator of the block's own, so that any block can be made
+    alone. Options are those of `synthetic`, its others at their defaults.
+
+    Raises:
+        ConfigError: an option out of its range.
+    """
+    whole("synthetic_block: block", block, 0)
+    if block == 0:
+        return synthetic(n_users=block_users, n_items=n_items, seed=seed, mean_activity=mean_activity)
+    whole("synthetic_block: block_users", block_users, 1)
+    whole("synthetic_block: n_items", n_items, 2)
+    mean_activity = _default_activity(n_items) if mean_activity is None else float(mean_activity)
+    number("synthetic_block: mean_activity", mean_activity, 1, n_items / 2)
+    share = 0.2
+    rng, own = (np.random.default_rng([seed & (2**64 - 1), *stream]) for stream in ((0,), (_USERS_STREAM, block)))
+    catalog, item_vectors = _make_items(n_items, rng)
+    minority = rng.permutation(block_users) < round(share * block_users)
+    profiles = _make_profiles(rng)
+    vectors = _make_tastes(minority, profiles, rng)
+    activity = _make_activity(block_users, n_items, mean_activity, rng)
+    first = _calibrated(catalog, item_vectors, vectors, activity, 1.0, rng)
+
+    minority = own.permutation(block_users) < round(share * block_users)
+    vectors = _make_tastes(minority, profiles, own)
+    appetite = own.normal(0, _APPETITE_SD, block_users).astype(np.float32)
+    severity = (_USER_RATING_SD * _left_skewed(block_users, own)).astype(np.float32)
+    choice, rating = (
+        _head(vectors, head.item_vectors, bias + level, head.item_bias)
+        for head, bias, level in zip((first.choice, first.rating), (appetite, severity), first.levels)
+    )
+    activity = _make_activity(block_users, n_items, mean_activity, own)
+    world = _World(choice, rating, first.log_exposure, activity, first.levels)
+    return Dataset(
+        name="synthetic",
+        catalog=catalog,
+        interactions=_warm_start(world, seed, (_USERS_STREAM, block)),
+        user_ids=tuple(f"u{block * block_users + i}" for i in range(block_users)),
+        user_attributes={"taste": np.where(minority, "minority", "majority")},
+        tastes=Tastes(choice=choice, rating=rating, rating_noise=_RATING_NOISE, kind="true"),
     )
 
 
@@ -172,13 +221,18 @@ def _stratified(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray((rng.permutation(n) + rng.uniform(0.01, 0.99, n)) / n)
 
 
-def _make_tastes(minority: NDArray[np.bool_], rng: np.random.Generator) -> FloatArray:
-    """User vectors (n_users, genres + style): the group's liking of genres plus one's own."""
+def _make_profiles(rng: np.random.Generator) -> FloatArray:
+    """What the majority and the minority like, (2, genres + style)."""
     profiles = np.zeros((2, _N_GENRES + _N_STYLE), np.float32)
     spread = rng.normal(0, _MAINSTREAM_SD, _N_GENRES) * ~_NICHE
     for row, group in enumerate(("majority", "minority")):
         mainstream, niche = _NICHE_LIKING[group]
         profiles[row, :_N_GENRES] = np.where(_NICHE, niche, mainstream) + spread
+    return profiles
+
+
+def _make_tastes(minority: NDArray[np.bool_], profiles: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """User vectors (n_users, genres + style): the group's liking of genres plus one's own."""
     vectors = rng.standard_normal((len(minority), profiles.shape[1]), dtype=np.float32)
     vectors[:, :_N_GENRES] *= np.float32(_GENRE_SD)
     vectors[:, _N_GENRES:] *= np.float32(_STYLE_SD)
@@ -213,8 +267,8 @@ def _calibrated(
 
     appetite = rng.normal(0, _APPETITE_SD, n_users).astype(np.float32)
     choice = _head(user_vectors, item_vectors, appetite, np.float32(_QUALITY_SD) * quality)
-    logits = choice.scores(sample)
-    choice = replace(choice, user_bias=choice.user_bias + np.float32(_level(logits, MEAN_UTILITY)))
+    choice_level = np.float32(_level(choice.scores(sample), MEAN_UTILITY))
+    choice = replace(choice, user_bias=choice.user_bias + choice_level)
     utility = sigmoid(choice.scores(sample))
     popularity = _popularity_curve(np.log(utility.mean(axis=0)), popularity_strength, rng)
     log_exposure, consumed = _solve_exposure(utility, popularity, activity[sample])
@@ -225,7 +279,7 @@ def _calibrated(
     rating = _head(user_vectors, item_vectors * scales, severity, np.float32(_ITEM_RATING_SD) * quality + own)
     level = _LATENT_MEAN - float(np.average(rating.scores(sample), weights=consumed))
     rating = replace(rating, user_bias=rating.user_bias + np.float32(level))
-    return _World(choice, rating, log_exposure, activity)
+    return _World(choice, rating, log_exposure, activity, (choice_level, np.float32(level)))
 
 
 def _head(user_vectors: FloatArray, item_vectors: FloatArray, user_bias: FloatArray, item_bias: FloatArray) -> Head:
@@ -275,7 +329,7 @@ def _solve_exposure(
     return np.log(exposure).astype(np.float32), consumed
 
 
-def _warm_start(world: _World, seed: int) -> Interactions:
+def _warm_start(world: _World, seed: int, stream: tuple[int, ...] = (_BLOCK_STREAM,)) -> Interactions:
     """The interactions of all users, block by block; a block has its own generator, so order does not matter."""
     n_users, n_items = len(world.activity), len(world.log_exposure)
     ends = np.cumsum(world.activity)
@@ -284,7 +338,7 @@ def _warm_start(world: _World, seed: int) -> Interactions:
     items, ratings, times = np.empty(total, np.int32), np.empty(total, np.float32), np.empty(total, np.int64)
     size = max(1, _BLOCK_CELLS // n_items)
     for block, first in enumerate(range(0, n_users, size)):
-        rng = np.random.default_rng([seed & (2**64 - 1), _BLOCK_STREAM, block])
+        rng = np.random.default_rng([seed & (2**64 - 1), *stream, block])
         rows = np.arange(first, min(first + size, n_users))
         span = slice(int(ends[first] - world.activity[first]), int(ends[rows[-1]]))
         items[span] = _race(world, rows, rng)

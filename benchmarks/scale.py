@@ -1,0 +1,182 @@
+"""What outgrows one process: users in shards, a million items, files of 25 million ratings, 10,000 LLM users.
+
+    python benchmarks/scale.py users [--users 10000000 --shard 250000 --items 1000 --rounds 5] --out FOLDER
+    python benchmarks/scale.py items [--pairs 100000x100000 ...] [--arms popularity als itemknn two-stage p5] --out FILE
+    python benchmarks/scale.py read [--rows 25000000] [--keep FOLDER]
+    python benchmarks/scale.py llm [--users 10000 --rounds 5 --latency .2]
+
+Each prints a table and its peak memory; what is in FOLDER or FILE already is not measured again.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.choice.model import ChoiceModel
+from agents.population.traits import Traits
+from recommenders.popularity import Popularity
+from simenv.datasets.base import Interactions, LongArray
+from simenv.datasets.synthetic import synthetic_block
+from simenv.events import Events, EventWriter
+from simenv.metrics.formulas import coverage, gini, regret
+from simenv.platform import Schedule
+from simenv.shards import Everybody, OnDisk, Shard, ShardedPlatform
+
+K = 10
+
+
+def peak_gb() -> float:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+# -- users --------------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Writes a shard's log, a file a round, and keeps of it what adds up over shards."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, events: Events, round: int) -> dict[str, Any]:
+        writer = EventWriter(self.folder, seed=0, arm="popularity", mode="loop", rounds_per_file=1)
+        writer.append(events, round)
+        gap = regret(events.user, events.user.astype(np.int64), events.item, events.true_utility, events.best_utility)
+        return {
+            "impressions": np.bincount(events.item, minlength=int(events.item.max()) + 1),
+            "clicks": int(events.clicked.sum()),
+            "utility": float(events.true_utility.sum(dtype=np.float64)),
+            "percentile": float(events.popularity0_pct.sum(dtype=np.float64)),
+            "regret": gap * len(np.unique(events.user)),
+            "users": len(np.unique(events.user)),
+        }
+
+
+class BlockShard:
+    """Makes the shard of one block of users, without the past that nobody in it reads any more."""
+
+    def __init__(self, block: int, n_users: int, folder: Path, options: argparse.Namespace) -> None:
+        self.block, self.n_users, self.folder, self.options = block, n_users, folder, options
+
+    def __call__(self) -> Shard:
+        given = self.options
+        world = synthetic_block(
+            self.block, block_users=given.shard, n_items=given.items, seed=0, mean_activity=given.activity
+        )
+        assert world.tastes is not None
+        users = ChoiceModel(memory_size=8)
+        # A block is a random sample of the users, so that its percentiles are everybody's to 1 / sqrt(block).
+        users.bind(world, world.tastes, seed=0, traits=Traits.from_dataset(world))
+        everybody = Everybody(
+            first=self.block * given.shard, n_users=self.n_users, item_counts=world.interactions.item_counts()
+        )
+        recorder = Recorder(self.folder / f"events-{self.block:04d}")
+        shard = Shard(
+            world, users, everybody, seed=0, schedule=Schedule(slate_size=K), recorder=recorder, gathers=False
+        )
+        nothing = Interactions.empty(world.n_users, world.n_items)
+        users.warm_start = shard.log = nothing
+        shard.dataset = Outline(world.n_users, world.n_items)
+        return shard
+
+
+class Outline:
+    """The size of a world, for a platform that asks for nothing else."""
+
+    def __init__(self, n_users: int, n_items: int) -> None:
+        self.n_users, self.n_items = n_users, n_items
+        self.interactions = Interactions.empty(n_users, n_items)
+
+
+def users(given: argparse.Namespace) -> dict[str, Any]:
+    """Rounds of popularity for users in shards that come and go."""
+    folder: Path = given.out
+    n_shards = -(-given.users // given.shard)
+    n_users = n_shards * given.shard
+    turns: list[float] = []
+    clock = [time.perf_counter()]
+
+    def after(number: int) -> None:
+        turns.append(time.perf_counter() - clock[0])
+        clock[0] = time.perf_counter()
+        print(f"shard {number:4d}: {turns[-1]:6.1f} s, peak {peak_gb():.2f} GB", flush=True)
+
+    makers = [BlockShard(block, n_users, folder, given) for block in range(n_shards)]
+    place = OnDisk(folder / "shards", makers, after)
+    counts: LongArray = sum(place.each("consumed"))  # type: ignore[assignment]
+    place.send("meet", [(counts,)] * n_shards)
+    made = sum(turns)
+    outline: Any = Outline(n_users, given.items)
+    bounds = [given.shard * number for number in range(n_shards + 1)]
+    platform = ShardedPlatform(
+        outline, place, bounds, Popularity(), counts=counts, seed=0, schedule=Schedule(slate_size=K)
+    )
+    rows = []
+    for round_ in range(given.rounds):
+        before = len(turns)
+        platform.step()
+        assert platform.records is not None
+        total = {
+            name: sum(record[name] for record in platform.records)
+            for name in ("clicks", "utility", "percentile", "regret", "users")
+        }
+        impressions = np.zeros(given.items, np.int64)
+        for record in platform.records:
+            impressions[: len(record["impressions"])] += record["impressions"]
+        n = int(impressions.sum())
+        rows.append(
+            {
+                "round": round_,
+                "seconds": sum(turns[before:]),
+                "ctr": total["clicks"] / n,
+                "true_utility": total["utility"] / n,
+                "arp_pct": total["percentile"] / n,
+                "regret": total["regret"] / total["users"],
+                "gini": gini(impressions),
+                "coverage": coverage(impressions),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    disk = {what: sum(path.stat().st_size for path in folder.rglob(what)) / 1e9 for what in ("*.pickle", "*.parquet")}
+    return {
+        "users": n_users,
+        "shards": n_shards,
+        "made_s": made,
+        "rounds": rows,
+        "peak_gb": peak_gb(),
+        "state_gb": disk["*.pickle"],
+        "log_gb": disk["*.parquet"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    one = parts.add_parser("users", help="users in shards that come and go")
+    one.add_argument("--users", type=int, default=10_000_000)
+    one.add_argument("--shard", type=int, default=250_000)
+    one.add_argument("--items", type=int, default=1000)
+    one.add_argument("--activity", type=float, default=10.0)
+    one.add_argument("--rounds", type=int, default=5)
+    one.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    if given.part == "users":
+        found = users(given)
+        (given.out / "users.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(json.dumps({name: value for name, value in found.items() if name != "rounds"}))
+
+
+if __name__ == "__main__":
+    main()
