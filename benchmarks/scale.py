@@ -17,6 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import json
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from simenv.metrics.formulas import coverage, gini, regret
 from simenv.platform import Schedule
 from simenv.shards import Everybody, OnDisk, Shard, ShardedPlatform
 
+ROOT = Path(__file__).resolve().parents[1]
 K = 10
 
 
@@ -161,6 +165,61 @@ def users(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+# -- files --------------------------------------------------------------------------------------------------------
+
+READ = """
+import json, resource, sys, time
+from simenv.datasets import ml_latest_small
+start = time.perf_counter()
+data = ml_latest_small(root=sys.argv[1])
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps({"seconds": time.perf_counter() - start, "cpu_s": used.ru_utime + used.ru_stime,
+    "rows": len(data.interactions), "users": data.n_users,
+    "items": data.n_items, "peak_gb": used.ru_maxrss / 2**20}))
+"""
+
+
+def generate(folder: Path, rows: int) -> None:
+    """A file of ratings in MovieLens' form: as many as ml-25m by default, with users in order and a long tail."""
+    import polars as pl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    n_items = max(1000, rows // 424)
+    with (folder / "movies.csv").open("w") as file:
+        file.write("movieId,title,genres\n")
+        file.writelines(f"{item + 1},Film {item} ({1950 + item % 70}),Drama|Comedy\n" for item in range(n_items))
+    with (folder / "ratings.csv").open("wb") as file:
+        file.write(b"userId,movieId,rating,timestamp\n")
+        left, first = rows, 1
+        while left:
+            sizes = np.minimum(20 + rng.lognormal(4, 1.2, 20_000).astype(np.int64), 5000)
+            users = np.repeat(np.arange(first, first + len(sizes)), sizes)
+            items = (n_items * rng.random(len(users)) ** 2.5).astype(np.int64)
+            pairs = np.unique(users * n_items + items)[:left]
+            table = pl.DataFrame(
+                {
+                    "userId": pairs // n_items,
+                    "movieId": pairs % n_items + 1,
+                    "rating": rng.integers(1, 11, len(pairs)) / 2,
+                    "timestamp": rng.integers(800_000_000, 1_600_000_000, len(pairs)),
+                }
+            )
+            file.write(table.write_csv(include_header=False).encode())
+            left, first = left - len(pairs), first + len(sizes)
+
+
+def read(rows: int, folder: Path) -> dict[str, Any]:
+    """Seconds and memory of a process that reads the file."""
+    if not (folder / "ratings.csv").is_file():
+        generate(folder, rows)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found | {"file_gb": (folder / "ratings.csv").stat().st_size / 1e9}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
@@ -171,7 +230,13 @@ def main() -> None:
     one.add_argument("--activity", type=float, default=10.0)
     one.add_argument("--rounds", type=int, default=5)
     one.add_argument("--out", type=Path, required=True)
+    two = parts.add_parser("read", help="a generated file of ratings in MovieLens' form")
+    two.add_argument("--rows", type=int, default=25_000_000)
+    two.add_argument("--keep", type=Path, help="folder for the file; default: one that goes away")
     given = parser.parse_args()
+    if given.part == "read":
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(read(given.rows, given.keep or Path(folder))))
     if given.part == "users":
         found = users(given)
         (given.out / "users.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -26,6 +26,8 @@ from simenv.errors import ConfigError, RecommenderError, RunDirectoryError
 from simenv.randomness import Key
 from simenv.slates import Slates
 
+_BATCH_CELLS = 256 * 65_536  # scores that are in memory together
+
 
 class NaNScoreError(RecommenderError):
     """A row of scores holds NaN."""
@@ -38,8 +40,9 @@ class NaNScoreError(RecommenderError):
 class Recommender(ABC):
     """Learns from a log of interactions and fills slates.
 
-    Scores are computed in batches of exactly `score_batch` users (the last one padded), so that a slate does not
-    depend on who else is asked for in the same call; ties go to the smaller item row.
+    Scores are computed in batches of exactly `score_batch` users (the last one padded), fewer where the catalogue is
+    larger than 65,536 items, so that a slate does not depend on who else is asked for in the same call; ties go to the
+    smaller item row.
 
     Attributes:
         name: what configurations, logs and errors call it.
@@ -246,7 +249,7 @@ class Recommender(ABC):
 
     def _score_batches(self, users: LongArray, key: Key | None = None) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Rows of `users` with their scores, batch by batch: a batch fits the cache, the whole matrix does not."""
-        size = self.score_batch
+        size = max(1, min(self.score_batch, _BATCH_CELLS // self.n_items))
         for start in range(0, len(users), size):
             chunk = users[start : start + size]
             asked = np.resize(chunk, size) if self.pads_batches and len(chunk) < size else chunk

@@ -23,6 +23,7 @@ class FactorRecommender(Recommender):
     """Scores that are inner products; subclasses call `_keep` with both factor matrices at the end of `_fit`."""
 
     keeps_shortlists = True
+    _exact: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None  # item factors, and they in double precision
 
     def _keep(self, users: NDArray[Any], items: NDArray[Any]) -> None:
         """Take (n_users, d) and (n_items, d) factors."""
@@ -35,10 +36,18 @@ class FactorRecommender(Recommender):
         self._require_fit()
         return self._user_factors
 
+    @property
+    def item_factors(self) -> NDArray[np.float32]:
+        """The items' vectors, (d, n_items)."""
+        self._require_fit()
+        return self._item_factors
+
     def _score(self, users: LongArray) -> NDArray[Any]:
         # Some BLAS kernels sum a single-precision row in an order that depends on its place in the batch. Double
         # precision rounded to single hides that: a user's scores are the same in any company.
-        exact = self._user_factors[users].astype(np.float64) @ self._item_factors.astype(np.float64)
+        if self._exact is None or self._exact[0] is not self._item_factors:
+            self._exact = self._item_factors, self._item_factors.astype(np.float64)
+        exact = self._user_factors[users].astype(np.float64) @ self._exact[1]
         return exact.astype(np.float32)
 
     def _state(self) -> Mapping[str, NDArray[Any]]:

@@ -79,7 +79,8 @@ class RayCrew:
         self.ray = ray
         here = ray.get_runtime_context().get_node_id()
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
-        self.desk: Any = ray.remote(_Desk).options(num_cpus=0, scheduling_strategy=strategy).remote()
+        where = {"num_cpus": 0, "scheduling_strategy": strategy, "max_restarts": -1, "max_task_retries": -1}
+        self.desk: Any = ray.remote(_Desk).options(**where).remote()
         self._worlds: dict[Any, Any] = {}
         self._refs: list[Any] = []
 

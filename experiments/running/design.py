@@ -40,6 +40,7 @@ _EXTRAS = {
     "safetensors": "torch",
     "accelerate": "torch",
     "stable_baselines3": "rl",
+    "usearch": "ann",
 }
 
 Spec = Any  # a mapping with `_target_`, or the object itself

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from simenv.candidates import Candidates
 from simenv.errors import GateError
 from simenv.events import Events
 from simenv.numeric import DoubleArray
 
+_CELLS = 20_000_000  # users times items that are looked at together
 _FLOAT32 = 1e-6  # what a column stored as float32 may differ by
 
 
@@ -26,7 +28,7 @@ def check_seed(
     events: Mapping[tuple[str, str], Events],
     *,
     seed: int,
-    eligible: NDArray[np.bool_],
+    eligible: Candidates | NDArray[np.bool_],
     popularity_pct: ArrayLike,
     repeat: str,
     deterministic: Collection[str] = (),
@@ -37,7 +39,7 @@ def check_seed(
     Args:
         events: (arm, mode) -> its events.
         seed: named in the error.
-        eligible: (n_users, n_items), what each user could be shown at round 0.
+        eligible: what each user could be shown at round 0, as candidates of all users or a mask (n_users, n_items).
         popularity_pct: (n_items,), popularity percentile frozen at round 0.
         repeat: consumption regime; lists are constant under `always` only.
         deterministic: arms whose frozen recommender draws nothing.
@@ -143,7 +145,11 @@ def one_step_identity(growth: LogGrowth, *, tolerance: float = 1e-9) -> None:
 
 
 def random_at_round_zero(
-    events: Events, eligible: NDArray[np.bool_], popularity_pct: ArrayLike, *, standard_errors: float = 4.0
+    events: Events,
+    eligible: Candidates | NDArray[np.bool_],
+    popularity_pct: ArrayLike,
+    *,
+    standard_errors: float = 4.0,
 ) -> None:
     """The random arm's first page has the popularity and the coverage of uniform draws from what users may see.
 
@@ -154,7 +160,7 @@ def random_at_round_zero(
 
     Args:
         events: of arm `random`.
-        eligible: (n_users, n_items), what each user could be shown at round 0.
+        eligible: what each user could be shown at round 0, as candidates of all users or a mask (n_users, n_items).
         popularity_pct: (n_items,), in [0, 1].
         standard_errors: allowed distance.
 
@@ -166,19 +172,33 @@ def random_at_round_zero(
     percentile = np.asarray(popularity_pct, dtype=np.float64)
     if len(users) == 0:
         raise GateError("gate 'random arm': no impressions at round 0; expected some")
-    wrong = np.flatnonzero(~eligible[users, items])
+    if not isinstance(eligible, Candidates):
+        eligible = Candidates.of(eligible.shape[1], out=~eligible)
+    n_users = max(len(eligible.bits), int(users.max()) + 1)
+    own = np.minimum(users, len(eligible.bits) - 1)
+    out = (eligible.bits[own, items >> 3] >> (items & 7).astype(np.uint8)) & 1
+    wrong = np.flatnonzero((out > 0) | ~eligible.available[items])
     if len(wrong):
         raise GateError(
             f"gate 'random arm': {len(wrong)} impressions at round 0 are not eligible, the first item "
             f"{items[wrong[0]]} of user {users[wrong[0]]}; expected none"
         )
-    shown = np.bincount(users, minlength=len(eligible)).astype(np.float64)
-    served = shown > 0
-    shown, eligible = shown[served], eligible[served]
-    choice = eligible.sum(axis=1)
+    shown = np.bincount(users, minlength=n_users).astype(np.float64)
+    served = np.flatnonzero(shown)
+    shown = shown[served]
+    choice, first_moment, second_moment = np.zeros((3, len(served)))
+    missing_chance = np.ones(eligible.n_items)
+    size = max(1, _CELLS // eligible.n_items)  # a mask of everybody would outgrow memory
+    for start in range(0, len(served), size):
+        rows = slice(start, start + size)
+        can = np.broadcast_to(eligible.rows(served[rows]).mask(), (len(served[rows]), eligible.n_items))
+        choice[rows] = can.sum(axis=1)
+        first_moment[rows], second_moment[rows] = can @ percentile, can @ percentile**2
+        for share, own_can in zip(shown[rows] / choice[rows], can, strict=True):
+            missing_chance[own_can] *= max(0.0, 1.0 - share)  # when user u is shown each eligible item with this share
 
-    mean = eligible @ percentile / choice
-    variance = np.maximum(eligible @ percentile**2 / choice - mean**2, 0.0)
+    mean = first_moment / choice
+    variance = np.maximum(second_moment / choice - mean**2, 0.0)
     left_over = np.maximum(choice - shown, 0.0) / np.maximum(choice - 1, 1)
     expected = float((shown * mean).sum() / shown.sum())
     error = float(np.sqrt((shown * variance * left_over).sum()) / shown.sum())
@@ -189,7 +209,6 @@ def random_at_round_zero(
             f"{standard_errors:g} x {error:.2g} (off by {_in_units(observed - expected, error)} standard errors)"
         )
 
-    missing_chance = _missing_chance(shown / choice, eligible)
     missing = int(len(missing_chance) - len(np.unique(items)))
     distribution = stats.poisson_binom(missing_chance)
     tail = min(float(distribution.cdf(missing)), float(distribution.sf(missing - 1)))
@@ -359,14 +378,6 @@ def _later_copy(events: Events) -> NDArray[np.bool_]:
     copies = np.zeros(len(events), np.bool_)
     copies[order[1:]] = (slate[1:] == slate[:-1]) & (item[1:] == item[:-1])
     return copies
-
-
-def _missing_chance(shown_share: DoubleArray, eligible: NDArray[np.bool_]) -> DoubleArray:
-    """Chance that nobody is shown an item, (n_items,), when user u is shown each eligible one with `shown_share[u]`."""
-    chance = np.ones(eligible.shape[1])
-    for share, can in zip(shown_share, eligible, strict=True):
-        chance[can] *= max(0.0, 1.0 - share)
-    return chance
 
 
 def _same_bytes(gate: str, first: Events, second: Events, first_name: str, second_name: str) -> None:

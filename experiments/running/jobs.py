@@ -297,11 +297,10 @@ def check_gates(design: Design, world: World, folder: Path) -> list[str]:
     candidates = Candidates.of(
         world.dataset.n_items, out=users.excluded(everyone), available=first.platform.available_items(0)
     )
-    eligible = np.ones((world.dataset.n_users, 1), np.bool_) & candidates.mask()
     passed = gates.check_seed(
         logs,
         seed=world.seed,
-        eligible=eligible,
+        eligible=candidates,
         popularity_pct=world.reference.percentile,
         repeat=design.repeat,
         deterministic={

@@ -13,15 +13,18 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from simenv.errors import DataError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _INTEGER = re.compile(r"[+-]?\d+")
 
@@ -226,22 +229,71 @@ def read_numbers(
     """
     import polars as pl
 
+    schema = {name: pl.Float64() if name in real else pl.Int64() for name in columns}
+    table = None
+    if path.suffix.lower() != ".gz" and path.is_file():
+        table = _read_plain(path, separator, header, schema)
+    if table is None or _is_odd(table, real):  # with care, to say where
+        table = _read_decoded(path, separator, header, schema, real)
+    return {name: table[name].to_numpy() for name in columns}
+
+
+def _read_plain(path: Path, separator: str, header: bool, schema: Mapping[str, Any]) -> pl.DataFrame | None:
+    """The table as polars reads it from the file itself, without a copy of its text; None where anything is unusual."""
+    import polars as pl
+
+    with path.open("rb") as file:
+        first = file.readline()
+        n_rows = -header
+        last = b""
+        file.seek(0)
+        while block := file.read(1 << 24):
+            n_rows += block.count(b"\n")
+            last = block[-1:]
+        n_rows += last != b"\n"
+        names = first.strip().split(separator.encode())
+        if not first.strip() or (header and names != [name.encode() for name in schema]):
+            return None
+        source: Any = path
+        if len(separator) > 1:  # polars takes one byte as separator
+            file.seek(0)
+            source, separator = file.read().replace(separator.encode(), b"\t"), "\t"
+    try:
+        table = pl.read_csv(source, separator=separator, has_header=header, schema=schema, quote_char=None, glob=False)
+    except pl.exceptions.PolarsError:
+        return None
+    return table if table.height == n_rows else None
+
+
+def _read_decoded(
+    path: Path, separator: str, header: bool, schema: Mapping[str, Any], real: Sequence[str]
+) -> pl.DataFrame:
+    """The table by way of its text; see `read_numbers` for what is raised."""
+    import polars as pl
+
+    columns = list(schema)
     text = read_text(path, "utf-8").rstrip()
     if header:
         _check_header(path, text.split("\n", 1)[0].strip().split(separator), columns)
-    schema = {name: pl.Float64() if name in real else pl.Int64() for name in columns}
     n_rows = text.count("\n") + 1 - header
     try:
-        # polars takes one byte as separator
         table = pl.read_csv(
             text.replace(separator, "\t").encode(), separator="\t", has_header=header, schema=schema, quote_char=None
         )
     except pl.exceptions.PolarsError:
         table = pl.DataFrame(schema=schema)
-    odd = any(table.null_count().row(0)) or not all(table[name].is_finite().all() for name in real)
-    if odd or table.height != n_rows or n_rows == 0:
+    if _is_odd(table, real) or table.height != n_rows or n_rows == 0:
         _find_bad_line(path, text, separator, columns, header, real)
-    return {name: table[name].to_numpy() for name in columns}
+    return table
+
+
+def _is_odd(table: pl.DataFrame, real: Sequence[str]) -> bool:
+    """Whether a field is missing or no finite number."""
+    return (
+        table.height == 0
+        or any(table.null_count().row(0))
+        or not all(bool(table[name].is_finite().all()) for name in real)
+    )
 
 
 def _find_bad_line(

@@ -36,8 +36,9 @@ class RawRatings:
 
     def check_scale(self, scale: RatingScale) -> None:
         """Raise DataError at the first rating that is not a value of the scale."""
-        wrong = ~np.isnan(self.ratings) & ~scale.holds(self.ratings)
-        if wrong.any():
+        distinct = np.unique(self.ratings)  # few, where rows are many
+        if not scale.holds(distinct[~np.isnan(distinct)]).all():
+            wrong = ~np.isnan(self.ratings) & ~scale.holds(self.ratings)
             row = int(wrong.argmax())
             raise DataError(
                 f"{self.place(row)}: rating {self.ratings[row]:g}; "
@@ -82,7 +83,7 @@ class RawRatings:
         """
         if len(self.users) == 0:
             raise DataError(f"{self.path}: no interactions; expected at least one")
-        user_ids, users = np.unique(self.users, return_inverse=True)
+        user_ids, users = _distinct(self.users)
         items = self._item_rows(np.asarray(known_items), items_file)
         self._check_distinct(users.astype(np.int64) * len(known_items) + items)
         order = np.argsort(self.times, kind="stable")
@@ -97,8 +98,13 @@ class RawRatings:
         return log, user_ids
 
     def _item_rows(self, known: NDArray[Any], items_file: str) -> LongArray:
-        by_id = np.argsort(known, kind="stable")
-        rows = by_id[np.clip(np.searchsorted(known, self.items, sorter=by_id), 0, len(known) - 1)]
+        if _is_dense(self.items) and _is_dense(known):
+            row_of = np.zeros(max(int(self.items.max()), int(known.max())) + 1, np.int32)
+            row_of[known] = np.arange(len(known))
+            rows = row_of[self.items]
+        else:
+            by_id = np.argsort(known, kind="stable")
+            rows = by_id[np.clip(np.searchsorted(known, self.items, sorter=by_id), 0, len(known) - 1)]
         unknown = known[rows] != self.items
         if unknown.any():
             row = int(unknown.argmax())
@@ -108,6 +114,9 @@ class RawRatings:
         return np.asarray(rows)
 
     def _check_distinct(self, pairs: LongArray) -> None:
+        ordered = np.sort(pairs)
+        if not (ordered[1:] == ordered[:-1]).any():
+            return
         order = np.argsort(pairs, kind="stable")
         again = order[1:][pairs[order[1:]] == pairs[order[:-1]]]
         if len(again) == 0:
@@ -122,6 +131,23 @@ class RawRatings:
                     f"(first in {self.row_name} {self.lines[seen[key]]}); expected each once"
                 )
             seen[key] = row
+
+
+_DENSE = 100_000_000  # ids up to here are looked up in a table
+
+
+def _is_dense(ids: NDArray[Any]) -> bool:
+    return ids.dtype.kind in "iu" and len(ids) > 0 and int(ids.min()) >= 0 and int(ids.max()) < _DENSE
+
+
+def _distinct(ids: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """`np.unique` with the inverse, without sorting where ids are small whole numbers."""
+    if not _is_dense(ids) or int(ids.max()) > 16 * len(ids):
+        found, inverse = np.unique(ids, return_inverse=True)
+        return found, inverse
+    known = np.zeros(int(ids.max()) + 1, np.bool_)
+    known[ids] = True
+    return np.flatnonzero(known).astype(ids.dtype), (np.cumsum(known, dtype=np.int32) - 1)[ids]
 
 
 def _sums(ratings: FloatArray, group: LongArray) -> FloatArray:

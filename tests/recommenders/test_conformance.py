@@ -29,7 +29,7 @@ CLASSICAL = (
         "puresvd",
         "oracle",
     ),
-    *("popularity-penalty", "epsilon-greedy", "calibrated"),
+    *("popularity-penalty", "epsilon-greedy", "calibrated", "two-stage"),
 )
 
 

@@ -85,9 +85,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
+    ray.init(address=cluster.address, log_to_driver=False)  # on the first, since there is no other yet
     cluster.second = cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
     cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False)
     cluster.marks = marks
     yield cluster
     ray.shutdown()
@@ -108,7 +108,7 @@ def test_a_cluster_that_loses_a_node_writes_the_same_bytes(cluster: Any, tmp_pat
         path.unlink()
 
     def kill() -> None:
-        while len(list(marks.iterdir())) < 6:
+        while len({path.suffix for path in marks.iterdir()}) < 2 or len(list(marks.iterdir())) < 8:
             time.sleep(0.1)
         cluster.remove_node(cluster.second, allow_graceful=False)
 
