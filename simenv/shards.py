@@ -113,7 +113,8 @@ class Shard(Platform):
 
     def consumed(self) -> LongArray:
         """What these users have consumed so far, by item, (n_items,), where they have not met the others yet."""
-        return self.users.population.click_counts.copy()
+        counts: LongArray = self._models()[0].population.click_counts.copy()
+        return counts
 
     def meet(self, item_counts: LongArray) -> None:
         """Before the first round: what everybody had consumed, by item, (n_items,)."""
