@@ -28,12 +28,17 @@ import numpy as np
 
 from agents.choice.model import ChoiceModel
 from agents.population.traits import Traits
+from experiments.running.design import build, spec_from_conf
 from recommenders.popularity import Popularity
+from simenv.candidates import Candidates
+from simenv.datasets import synthetic
 from simenv.datasets.base import Interactions, LongArray
 from simenv.datasets.synthetic import synthetic_block
 from simenv.events import Events, EventWriter
 from simenv.metrics.formulas import coverage, gini, regret
-from simenv.platform import Schedule
+from simenv.metrics.reference import Reference
+from simenv.metrics.table import metric_rows
+from simenv.platform import Platform, Schedule
 from simenv.shards import Everybody, OnDisk, Shard, ShardedPlatform
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,6 +170,68 @@ def users(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+# -- items --------------------------------------------------------------------------------------------------------
+
+CHANGES = {"p5-fast": {"epochs": 1}}
+
+
+def items(arm: str, n_users: int, n_items: int) -> dict[str, Any]:
+    """Warm start, fit and one round of an arm, in CPU seconds of this process, with metrics and the largest memory."""
+    marks = [time.process_time()]
+
+    def mark() -> float:
+        marks.append(time.process_time())
+        return marks[-1] - marks[-2]
+
+    found: dict[str, Any] = {"arm": arm, "users": n_users, "items": n_items}
+    world = synthetic(n_users=n_users, n_items=n_items, seed=0, mean_activity=20)
+    assert world.tastes is not None
+    found["world_s"] = mark()
+    reference = Reference.from_dataset(world, 0)
+    users = ChoiceModel(memory_size=8)
+    users.bind(world, world.tastes, seed=0)
+    found["reference_and_users_s"] = mark()
+    recommender = build(spec_from_conf("recommender", arm) | CHANGES.get(arm, {}), arm)
+    platform = Platform(world, users, recommender, seed=0, mode="frozen", schedule=Schedule(slate_size=K))
+    found["fit_s"] = mark()
+    platform.step()  # compiles what is not compiled yet
+    mark()
+    platform.step()
+    found["round_s"] = mark()
+    everyone = np.arange(n_users)
+    candidates = Candidates.of(n_items, out=users.excluded(everyone))
+    mark()
+    recommender.recommend(everyone, K, candidates)
+    found["slates_s"] = mark()
+    users.best_utility(everyone, K, candidates)
+    found["best_utility_s"] = mark()
+    assert platform.round_events is not None
+    metric_rows(platform.round_events, reference, seed=0, arm=arm, mode="frozen")
+    found["metrics_s"] = mark()
+    return found | {"peak_gb": peak_gb()}
+
+
+def each_size(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """`items` for each arm and size, each in a process of its own; those that `given.out` holds are not run again."""
+    out: Path = given.out
+    rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.is_file() else []
+    done = {(row["arm"], row["users"], row["items"]) for row in rows}
+    for pair in given.pairs:
+        n_users, n_items = map(int, pair.split("x"))
+        for arm in given.arms:
+            if (arm, n_users, n_items) in done:
+                continue
+            command = [sys.executable, __file__, "one", arm, str(n_users), str(n_items)]
+            ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if ended.returncode:
+                print(f"{arm} {pair}: {ended.stderr.strip().splitlines()[-1]}", flush=True)
+                continue
+            rows.append(json.loads(ended.stdout.splitlines()[-1]))
+            out.write_text(json.dumps(rows, indent=1) + "\n")
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 # -- files --------------------------------------------------------------------------------------------------------
 
 READ = """
@@ -230,10 +297,22 @@ def main() -> None:
     one.add_argument("--activity", type=float, default=10.0)
     one.add_argument("--rounds", type=int, default=5)
     one.add_argument("--out", type=Path, required=True)
+    sizes = parts.add_parser("items", help="rounds over large catalogues")
+    sizes.add_argument("--pairs", nargs="+", default=["1000x10000", "1000x100000", "1000x1000000"])
+    sizes.add_argument("--arms", nargs="+", default=["popularity", "als", "itemknn", "two-stage"])
+    sizes.add_argument("--out", type=Path, required=True)
+    single = parts.add_parser("one", help="one arm at one size: ARM USERS ITEMS")
+    single.add_argument("arm")
+    single.add_argument("users", type=int)
+    single.add_argument("items", type=int)
     two = parts.add_parser("read", help="a generated file of ratings in MovieLens' form")
     two.add_argument("--rows", type=int, default=25_000_000)
     two.add_argument("--keep", type=Path, help="folder for the file; default: one that goes away")
     given = parser.parse_args()
+    if given.part == "items":
+        each_size(given)
+    if given.part == "one":
+        print(json.dumps(items(given.arm, given.users, given.items)))
     if given.part == "read":
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(read(given.rows, given.keep or Path(folder))))

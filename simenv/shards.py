@@ -332,16 +332,16 @@ class ShardedPlatform(Platform):
         self.place.send("finish", [(self.known,) for _ in self.bounds[1:]])
 
     def save(self, folder: Path) -> None:
-        self._states, gone = _joined(self.place.each("state"))
+        self.states, gone = _joined(self.place.each("state"))
         self.gone = gone
         super().save(folder)
 
     def load(self, folder: Path) -> None:
-        self._states = [{} for _ in self.known]
+        self.states = [{} for _ in self.known]
         super().load(folder)
-        self.known = [state["click_counts"].copy() for state in self._states]
+        self.known = [state["click_counts"].copy() for state in self.states]
         parts = [
-            ([_cut(state, first, last) for state in self._states], self.gone[first:last], self.round)
+            ([_cut(state, first, last) for state in self.states], self.gone[first:last], self.round)
             for first, last in pairwise(self.bounds)
         ]
         self.place.send("restore", parts)
@@ -362,10 +362,10 @@ class _ShardedUsers:
         )
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        return self.platform._states[self.number]
+        return self.platform.states[self.number]
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
-        self.platform._states[self.number] = state
+        self.platform.states[self.number] = state
 
 
 def bounds_of(n_users: int, n_shards: int) -> list[int]:
