@@ -287,6 +287,41 @@ def read(rows: int, folder: Path) -> dict[str, Any]:
     return found | {"file_gb": (folder / "ratings.csv").stat().st_size / 1e9}
 
 
+# -- language models ----------------------------------------------------------------------------------------------
+
+
+def llm(n_users: int, rounds: int, latency: float, concurrency: int) -> dict[str, Any]:
+    """Rounds of LLM users against the tests' server, a process of its own."""
+    from agents.llm.user import LLMUser
+    from simenv.language_models import openai
+
+    world = synthetic(n_users=n_users, n_items=1000, seed=0)
+    assert world.tastes is not None
+    command = [sys.executable, "-m", "simenv.language_models.fake_server", "--latency", str(latency)]
+    rows = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server,
+    ):
+        assert server.stdout is not None
+        cache = Path(folder) / "cache.sqlite"
+        try:
+            users = LLMUser(openai("bench", server.stdout.readline().strip(), cache=cache, concurrency=concurrency))
+            users.bind(world, world.tastes, seed=0)
+            platform = Platform(world, users, Popularity(), seed=0, schedule=Schedule(slate_size=K))
+            for round_ in range(rounds):
+                wall, cpu = time.perf_counter(), time.process_time()
+                platform.step()
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                rows.append({"round": round_, "pages_per_s": n_users / wall, "cpu_ms": 1000 * cpu / n_users})
+                print(json.dumps(rows[-1] | {"peak_gb": peak_gb()}), flush=True)
+            size = cache.stat().st_size / 1e9
+        finally:
+            server.terminate()
+    ideal = concurrency / latency
+    return {"users": n_users, "ideal_per_s": ideal, "rounds": rows, "peak_gb": peak_gb(), "cache_gb": size}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
@@ -308,7 +343,14 @@ def main() -> None:
     two = parts.add_parser("read", help="a generated file of ratings in MovieLens' form")
     two.add_argument("--rows", type=int, default=25_000_000)
     two.add_argument("--keep", type=Path, help="folder for the file; default: one that goes away")
+    many = parts.add_parser("llm", help="LLM users against the tests' server")
+    many.add_argument("--users", type=int, default=10_000)
+    many.add_argument("--rounds", type=int, default=5)
+    many.add_argument("--latency", type=float, default=0.2)
+    many.add_argument("--concurrency", type=int, default=64)
     given = parser.parse_args()
+    if given.part == "llm":
+        print(json.dumps(llm(given.users, given.rounds, given.latency, given.concurrency)))
     if given.part == "items":
         each_size(given)
     if given.part == "one":

@@ -308,7 +308,7 @@ class Design:
         return dataset
 
     def with_run_files(self, folder: Path) -> Design:
-        """This design with the caches and budgets of its language models in a run directory, unless named elsewhere.
+        """This design with its language models' caches, budgets and paces in a run directory, unless named elsewhere.
 
         A budget is one model's: users and recommenders that ask models of equal specs share it.
         """
@@ -319,8 +319,9 @@ class Design:
                 return [placed(value) for value in spec]
             if not isinstance(spec, Mapping):
                 return spec
-            budget = "llm-budget.sqlite" if spec in users else "recommender-llm-budget.sqlite"
-            files = {"cache": "llm-cache.sqlite", "budget_file": budget}
+            side = "llm" if spec in users else "recommender-llm"
+            files = {"cache": "llm-cache.sqlite"}
+            files |= {f"{what}_file": f"{side}-{what}.sqlite" for what in ("budget", "pace")}
             own = {name: str(folder / files[name]) for name in _carrying(spec) if name in files}
             given = {name: placed(value) for name, value in spec.items()}
             return given | {name: path for name, path in own.items() if given.get(name) is None}

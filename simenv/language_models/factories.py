@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from simenv.language_models.accounting import Budget, Spending
 from simenv.language_models.base import LanguageModel
 from simenv.language_models.cache import Cached, Replay
-from simenv.language_models.limits import Budgeted, Limited
+from simenv.language_models.limits import Budgeted, Limited, Pace
 from simenv.records import record
 
 Factory = TypeVar("Factory", bound=Callable[..., LanguageModel])
@@ -31,6 +31,8 @@ class Around:
         price_prompt, price_completion: dollars per million tokens.
         budget_file: SQLite file of what was spent, shared by all jobs and processes that name it, and by a run that
             resumes; None = this model has the whole budget for itself, from the start.
+        pace_file: SQLite file through which jobs and processes share the requests and tokens per minute, and what a
+            server says of waiting; None = this model has the whole quota for itself.
     """
 
     cache: str | Path | None = None
@@ -46,6 +48,7 @@ class Around:
     price_prompt: float = 0.0
     price_completion: float = 0.0
     budget_file: str | Path | None = None
+    pace_file: str | Path | None = None
 
 
 def connect(backend: LanguageModel, **around: Any) -> LanguageModel:
@@ -74,6 +77,7 @@ def connect(backend: LanguageModel, **around: Any) -> LanguageModel:
         max_retries=given.max_retries,
         backoff=given.backoff,
         max_wait=given.max_wait,
+        pace=None if given.pace_file is None else Pace(given.pace_file),
     )
     return paced if given.cache is None else Cached(paced, given.cache)
 
@@ -88,8 +92,9 @@ class Carries(Protocol):
 def carrying(*own: str) -> Callable[[Factory], Factory]:
     """Declare a factory of language models: what of its options says how answers are got, and not what is asked.
 
-    A run may resume, or be compared, under other values of these: they are no part of its identity. Where ``cache`` or
-    ``budget_file`` is among them, and not given, the run directory holds that file. All options of `connect` carry.
+    A run may resume, or be compared, under other values of these: they are no part of its identity. Where ``cache``,
+    ``budget_file`` or ``pace_file`` is among them, and not given, the run directory holds that file. All options of
+    `connect` carry.
 
     Args:
         own: further options that carry, such as an endpoint.

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
+import time
+from pathlib import Path
 
 import numpy as np
 
 from simenv.errors import ConfigError
 from simenv.language_models.accounting import Budget, Spending
+from simenv.language_models.background_loop import when_dropped
 from simenv.language_models.base import (
     Completion,
     Decorator,
@@ -90,6 +94,54 @@ class Budgeted(Decorator):
             self._in_flight += 1
 
 
+class Pace:
+    """When the next call may start, in a SQLite file that any number of processes share.
+
+    Args:
+        path: made, with its folder, if absent.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._connection: sqlite3.Connection | None = None
+
+    def take(self, spacing: float) -> float:
+        """Take the next turn, which moves the one after it by `spacing`; seconds to wait until it comes."""
+        now = time.time()
+        with self._file() as connection:
+            moved = "UPDATE pace SET next_start = max(next_start, ?) + ? RETURNING next_start"
+            (after,) = connection.execute(moved, (now, spacing)).fetchone()
+        return max(0.0, float(after) - spacing - now)
+
+    def hold_back(self, seconds: float) -> None:
+        """No turn comes before that time."""
+        with self._file() as connection:
+            connection.execute("UPDATE pace SET next_start = max(next_start, ?)", (time.time() + seconds,))
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._connection is not None:
+            self._dropped.detach()
+            self._connection.close()
+            self._connection = None
+
+    def _file(self) -> sqlite3.Connection:
+        if self._connection is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                connection = sqlite3.connect(self.path, timeout=60.0, check_same_thread=False)
+                with connection:
+                    connection.execute(
+                        "CREATE TABLE IF NOT EXISTS pace (id INTEGER PRIMARY KEY, next_start REAL NOT NULL)"
+                    )
+                    connection.execute("INSERT OR IGNORE INTO pace VALUES (1, 0)")
+            except (sqlite3.Error, OSError) as error:
+                raise ConfigError(f"llm.pace_file={self.path}: not a usable file of turns ({error})") from error
+            self._connection = connection
+            self._dropped = when_dropped(self, connection.close)
+        return self._connection
+
+
 class Limited(Decorator):
     """At most `concurrency` calls in flight, at a bounded rate, with bounded retries.
 
@@ -106,6 +158,7 @@ class Limited(Decorator):
         max_retries: further tries after the first.
         backoff: seconds.
         max_wait: longest `Retry-After` that is waited for, seconds.
+        pace: turns that other processes take too, for a quota that all of them share; None = this one's alone.
     """
 
     def __init__(
@@ -118,6 +171,7 @@ class Limited(Decorator):
         max_retries: int = 5,
         backoff: float = 0.5,
         max_wait: float = 300.0,
+        pace: Pace | None = None,
     ) -> None:
         super().__init__(inner)
         if concurrency < 1 or max_retries < 0 or backoff < 0:
@@ -134,6 +188,7 @@ class Limited(Decorator):
         self.max_retries = max_retries
         self.backoff = backoff
         self.max_wait = max_wait
+        self._pace = pace if requests_per_minute or tokens_per_minute else None
         self._slots = asyncio.Semaphore(concurrency)
         self._next_start = 0.0
         self._not_before = 0.0
@@ -165,6 +220,11 @@ class Limited(Decorator):
             )
         raise UnansweredError(failure.reason, f"after {attempt + 1} tries: {failure.detail}")
 
+    async def aclose(self) -> None:
+        if self._pace is not None:
+            self._pace.close()
+        await super().aclose()
+
     async def _take_turn(self, request: Request) -> None:
         """Wait until the quota, and the server's last Retry-After, allow another call."""
         now = asyncio.get_running_loop().time()
@@ -172,6 +232,9 @@ class Limited(Decorator):
         if self.tokens_per_minute:
             tokens = request.estimated_tokens() + request.max_tokens
             spacing = max(spacing, 60.0 * tokens / self.tokens_per_minute)
+        if self._pace is not None:
+            await asyncio.sleep(self._pace.take(spacing))
+            return
         start = max(now, self._next_start)
         self._next_start = start + spacing
         if start > now:
@@ -187,6 +250,8 @@ class Limited(Decorator):
                 f"{self.model}: the server asks to wait {failure.retry_after:g} s; "
                 f"llm.max_wait is {self.max_wait:g} s; answers so far are kept"
             )
+        if self._pace is not None:
+            self._pace.hold_back(failure.retry_after)
         self._not_before = max(self._not_before, asyncio.get_running_loop().time() + failure.retry_after)
 
     def _wait_before(self, request: Request, attempt: int) -> float:

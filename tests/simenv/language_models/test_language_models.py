@@ -342,6 +342,26 @@ def test_a_call_that_turned_out_cheap_makes_room_for_others():
     assert sum(isinstance(answer, Completion) for answer in answers) == 4  # 2 + 2 + 2 + 18 would be the last to fit
 
 
+def test_jobs_share_a_quota_through_a_file(tmp_path):
+    first, second = Counting(), Counting()
+    models = [
+        connect(backend, requests_per_minute=60 / 0.03, pace_file=tmp_path / "pace.db") for backend in (first, second)
+    ]
+
+    async def everything():
+        asked = (Request(messages=(Message("user", f"{i:036d}"),), max_tokens=5) for i in range(6))
+        await asyncio.gather(*(models[i % 2].complete(request) for i, request in enumerate(asked)))
+
+    begin = time.monotonic()
+    run(everything())
+    times = sorted(first.times + second.times)
+    assert len(first.times) == len(second.times) == 3
+    assert all(at >= begin + i * 0.03 - 2e-3 for i, at in enumerate(times))
+    (tmp_path / "text.db").write_text("no database, but a text that is long enough to be read as one" * 20)
+    (failure,) = spend(connect(Counting(), requests_per_minute=6000, pace_file=tmp_path / "text.db"), 1)
+    assert "text.db: not a usable file of turns" in str(failure)
+
+
 def test_jobs_share_a_budget_through_a_file(tmp_path):
     path = tmp_path / "run" / "spending.db"
     first = connect(Counting(), budget_calls=10, budget_file=path)
