@@ -297,7 +297,7 @@ def play(settings: Settings, run: Run) -> None:
 
     Path(settings.cells).mkdir(parents=True, exist_ok=True)
     groups = _open_groups(settings)
-    done = _fitted(settings, groups, os.cpu_count() or 1 if run.workers is None else run.workers)
+    done = _fitted(settings, groups, run.workers if isinstance(run.workers, int) else os.cpu_count() or 1)
     for _ in track(done, "rows", total=len(groups), console=Console(stderr=True), disable=not run.progress):
         pass
     rows = _tidy(settings)
