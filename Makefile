@@ -75,6 +75,11 @@ bench: $(VENV)/all
 	$(BIN)/python benchmarks/user_lm.py speed
 	$(BIN)/python benchmarks/smollm2.py
 	$(BIN)/python benchmarks/unseen_items.py
+	set -e; folder=$$(mktemp -d); trap 'rm -rf '$$folder EXIT; \
+	$(BIN)/python benchmarks/scale.py users --users 200000 --shard 50000 --rounds 2 --out $$folder; \
+	$(BIN)/python benchmarks/scale.py items --pairs 1000x10000 1000x100000 --out $$folder/items.json; \
+	$(BIN)/python benchmarks/scale.py read; \
+	$(BIN)/python benchmarks/scale.py llm --users 2000 --rounds 1
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

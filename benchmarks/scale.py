@@ -50,6 +50,18 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """A table on standard output."""
+    print(title)
+    names = list(rows[0])
+    cells = [
+        [f"{row[name]:,.4g}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    for line in (names, *cells):
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
 # -- users --------------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +334,34 @@ def llm(n_users: int, rounds: int, latency: float, concurrency: int) -> dict[str
     return {"users": n_users, "ideal_per_s": ideal, "rounds": rows, "peak_gb": peak_gb(), "cache_gb": size}
 
 
+# -- the figure ---------------------------------------------------------------------------------------------------
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Cost of a round, and memory, against the size of the catalogue, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    from simenv.figures.style import arm_styles, dress, png_bytes
+
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    styles = arm_styles(arms)
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    wanted = {
+        "CPU ms a user for slates": lambda row: 1000 * row["slates_s"] / row["users"],
+        "CPU ms a user for regret": lambda row: 1000 * row["best_utility_s"] / row["users"],
+        "peak memory, GB": lambda row: row["peak_gb"],
+    }
+    for panel, (title, value) in zip(figure.subplots(1, 3), wanted.items(), strict=True):
+        for arm in arms:
+            own = sorted((row["items"], value(row)) for row in rows if row["arm"] == arm)
+            style = styles[arm]
+            panel.plot(*zip(*own, strict=True), label=arm, color=style.color, marker=style.marker)
+        panel.set(xscale="log", yscale="log", title=title, xlabel="items")
+        dress(panel)
+    figure.axes[0].legend()
+    path.write_bytes(png_bytes(figure))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
@@ -336,6 +376,7 @@ def main() -> None:
     sizes.add_argument("--pairs", nargs="+", default=["1000x10000", "1000x100000", "1000x1000000"])
     sizes.add_argument("--arms", nargs="+", default=["popularity", "als", "itemknn", "two-stage"])
     sizes.add_argument("--out", type=Path, required=True)
+    sizes.add_argument("--figure", type=Path, help="draw what --out holds")
     single = parts.add_parser("one", help="one arm at one size: ARM USERS ITEMS")
     single.add_argument("arm")
     single.add_argument("users", type=int)
@@ -350,18 +391,24 @@ def main() -> None:
     many.add_argument("--concurrency", type=int, default=64)
     given = parser.parse_args()
     if given.part == "llm":
-        print(json.dumps(llm(given.users, given.rounds, given.latency, given.concurrency)))
+        asked = llm(given.users, given.rounds, given.latency, given.concurrency)
+        show("LLM users", asked["rounds"])
+        show("in all", [{name: value for name, value in asked.items() if name != "rounds"}])
     if given.part == "items":
-        each_size(given)
+        found_rows = each_size(given)
+        show("CPU seconds of one process, slates of 10", found_rows)
+        if given.figure:
+            draw(found_rows, given.figure)
     if given.part == "one":
         print(json.dumps(items(given.arm, given.users, given.items)))
     if given.part == "read":
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(read(given.rows, given.keep or Path(folder))))
+            show("ratings file in MovieLens' form", [read(given.rows, given.keep or Path(folder))])
     if given.part == "users":
         found = users(given)
         (given.out / "users.json").write_text(json.dumps(found, indent=1) + "\n")
-        print(json.dumps({name: value for name, value in found.items() if name != "rounds"}))
+        show("users in shards that come and go, popularity", found["rounds"])
+        show("in all", [{name: value for name, value in found.items() if name != "rounds"}])
 
 
 if __name__ == "__main__":

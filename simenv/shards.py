@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from simenv import checks
 from simenv.datasets.base import Dataset, Interactions, LongArray
-from simenv.errors import ConfigError, WorkerError
+from simenv.errors import ConfigError, RunDirectoryError, WorkerError
 from simenv.events import Events
 from simenv.interventions import Course
 from simenv.metrics.reference import midrank_percentile
@@ -252,9 +252,13 @@ class OnDisk:
 
 def _pickle(value: Any, path: Path) -> None:
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        pickle.dump(value, file, protocol=5)
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            pickle.dump(value, file, protocol=5)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunDirectoryError(f"{path}: cannot be written ({error}); the same calls go on from here") from error
 
 
 def _unpickled(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from recommenders.factors import ALS
 from recommenders.oracle import Oracle
 from recommenders.popularity import Popularity, Random
 from simenv.datasets import Dataset
-from simenv.errors import ConfigError
+from simenv.errors import ConfigError, RunDirectoryError
 from simenv.events import Events
 from simenv.platform import Platform, Schedule
 from simenv.shards import Everybody, Here, OnDisk, Shard, ShardedPlatform, bounds_of
@@ -137,6 +138,29 @@ def test_shards_that_come_and_go_are_counted_alone(world: Dataset, tmp_path: Pat
             clicks[: len(counts)] += counts
         np.testing.assert_array_equal(clicks, np.bincount(events.item[events.clicked], minlength=world.n_items))
     assert len(list(tmp_path.glob("shard-*.pickle"))) == 3
+
+
+def test_shards_on_a_full_disk_go_on_where_they_were(world: Dataset, tmp_path: Path) -> None:
+    def counted(rounds: int) -> list[int]:
+        options: dict[str, Any] = {"folder": tmp_path, "counted": True, "recorder": shown}
+        platform = platform_of(world, Popularity(), 3, **options)
+        found = []
+        for _ in range(rounds):
+            platform.step()
+            found.append(int(sum(counts.sum() for _, counts in platform.records)))  # type: ignore[attr-defined]
+        return found
+
+    first = counted(1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+    try:
+        with pytest.raises(RunDirectoryError, match=r"shard-0000.000002.pickle: cannot be written"):
+            counted(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    expected = [int(events.clicked.sum()) for events in played(platform_of(world, Popularity(), 1), 3)]
+    assert counted(3) == expected
+    assert first == expected[:1]
 
 
 @pytest.mark.parametrize(
