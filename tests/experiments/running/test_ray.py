@@ -74,7 +74,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     recommender `outside.Marks` leave a file each.
     """
     ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180"}
     folder = tmp_path_factory.mktemp("outside")
     marks = folder / "marks"
     marks.mkdir()
