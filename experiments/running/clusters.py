@@ -38,7 +38,7 @@ def on_ray() -> Iterator[None]:
         return
     try:
         ray.init(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones
         said = str(error).strip().splitlines()[0]
         raise WorkerError(
             f"workers=ray: no cluster at {os.environ.get('RAY_ADDRESS', 'this machine')} ({said})"
