@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.running.design import Design, Job, World
-from experiments.running.jobs import JobRun, check_gates
+from experiments.running.jobs import check_gates, play_job
 from experiments.running.shards import Put, ShardMaker
 from simenv.errors import MissingExtraError, WorkerError
-from simenv.language_models.accounting import paid_by
 from simenv.shards import Shard, ShardLost
 
 RETRIES = 3  # of what lost its worker or its node
@@ -163,9 +162,11 @@ def _play(design: Design, job: Job, folder: Path, checkpoint_every: int, world: 
 
     if stop():
         return False
-    with paid_by(folder, job.id):
-        played = JobRun(design, job, world, folder, checkpoint_every=checkpoint_every)
-        return played.play(lambda rounds, steps: desk.tell.remote(rounds, steps) and None, stop)
+
+    def report(rounds: int, steps: int) -> None:
+        desk.tell.remote(rounds, steps)
+
+    return play_job(design, job, folder, checkpoint_every, world, report, stop)
 
 
 # -- shards -------------------------------------------------------------------------------------------------------
