@@ -120,7 +120,8 @@ def test_every_option_has_an_effect(name, change):
 def test_the_list_of_options_is_complete():
     of_slates = {("epsilon-greedy", "epsilon"), ("calibrated", "strength"), ("calibrated", "candidates")}
     of_vectors = {("content", "item_vectors"), ("content", "vector_weight")}  # their effect: test_item_vectors.py
-    listed = {(name, option) for name, change in OPTIONS for option in change} | of_slates | of_vectors
+    of_index = {("two-stage", option) for option in ("candidates", "connectivity", "expansion")}  # test_two_stage.py
+    listed = {(name, option) for name, change in OPTIONS for option in change} | of_slates | of_vectors | of_index
     shown = {
         (name, option)
         for name in CLASSICAL

@@ -11,15 +11,21 @@ from simenv.candidates import Candidates
 from simenv.errors import ConfigError
 
 
-def test_slates_are_nearly_the_exact_ones():
+def test_slates_are_nearly_the_exact_ones_and_less_so_with_less_search():
     log = small_log(n_users=200, n_items=3000, n=20_000)
     users = np.arange(197)
-    exact, near = ALS(embedding_size=8), TwoStage(ALS(embedding_size=8), candidates=100)
-    exact.fit(log)
-    near.fit(log)
-    a, b = exact.recommend(users, 10).item_ids, near.recommend(users, 10).item_ids
-    shared = np.mean([len(np.intersect1d(one, other)) / 10 for one, other in zip(a, b, strict=True)])
-    assert shared > 0.97
+
+    def slates(recommender):
+        recommender.fit(log)
+        return recommender.recommend(users, 10).item_ids
+
+    def shared(a, b):
+        return np.mean([len(np.intersect1d(one, other)) / 10 for one, other in zip(a, b, strict=True)])
+
+    exact = slates(ALS(embedding_size=8))
+    assert shared(exact, slates(TwoStage(ALS(embedding_size=8), candidates=100))) > 0.97
+    for less in ({"candidates": 12}, {"candidates": 12, "connectivity": 2}, {"candidates": 12, "expansion": 2}):
+        assert shared(exact, slates(TwoStage(ALS(embedding_size=8), **less))) < 1
 
 
 def test_popular_items_fill_what_the_index_leaves_open():
