@@ -45,6 +45,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import p5_decoding
 
+from agents.choice.model import ChoiceModel
+from agents.sessions import open_sessions
+from agents.sessions.tensors import TensorSessions
 from recommenders.base import Recommender
 from recommenders.evaluation.offline import rank_metrics
 from recommenders.neural.sequential import BERT4Rec, GRU4Rec, SASRec
@@ -55,6 +58,7 @@ from recommenders.p5.prompted import P5
 from simenv import datasets
 from simenv.datasets.base import Dataset, Interactions
 from simenv.datasets.splits import Split, leave_one_out
+from simenv.envs.sessions import Who
 from simenv.language_models.local.gguf_file import model_folder, smollm2
 from simenv.numeric import mean_user_auc
 from simenv.randomness import Key
@@ -780,6 +784,49 @@ def matched_auc(pages: Any, opinions: Any) -> float:
     return mean_user_auc(np.repeat(np.arange(len(pages)), [page.picked.sum() for page in pages]), chosen, other)
 
 
+# -- (h) the choice rule ------------------------------------------------------------------------------------------
+
+
+def choice_rule(bench: Bench, row: dict[str, Any]) -> None:
+    """User-steps a second of the choice rule on the device, slates given or of a policy that stays there too."""
+    n_items, k = (60, 5) if bench.tiny else (1000, 10)
+    world = datasets.load("synthetic", n_users=40 if bench.tiny else 2000, n_items=n_items, seed=0)
+    users, rng = ChoiceModel(), np.random.default_rng(0)
+    assert world.tastes is not None
+    users.bind(world, world.tastes, seed=0)
+
+    def opened(size: int) -> TensorSessions:
+        sessions = TensorSessions(users, np.arange(size), device=bench.device)
+        sessions.begin(torch.ones(size, dtype=torch.bool, device=bench.device))
+        return sessions
+
+    most = 64 if bench.tiny else 65_536 if bench.on_card else 4096
+    kernel, given = open_sessions(users, most, slate_size=k), rng.integers(0, n_items, (most, k))
+    kernel.who[:, Who.SEED] = np.arange(most)
+    kernel.begin(np.ones(most, np.bool_))
+    observation = kernel.blank()
+    kernel.play(given, out=observation)
+    shown = torch.from_numpy(given).to(bench.device)
+    same = (opened(most).play(shown).clicked.cpu().numpy() == kernel.clicked).mean()
+    figure(row, f"share of {most * k:,} slots answered as by the kernel on the CPU", float(same), "1")
+    on_cpu = rate(bench, lambda: kernel.play(given, out=observation), most, 0.15 * bench.left)
+    features = 2 * users.population.vectors.shape[1] + world.catalog.n_genres
+    floor = bench.ceilings()["bytes_a_second"] / (4 * k * features)  # vectors and genres of what is shown, once
+    said = f"kernel on a CPU, {most:,} rows: {on_cpu:,.0f}; rows of the items read at the copy's speed: {floor:,.0f}"
+    for size in dict.fromkeys((min(1024, most), most)):
+        found = rate(bench, partial(opened(size).play, shown[:size]), size, 0.2 * bench.left)
+        figure(row, f"{size:,} sessions, slates given: user-steps/s", found, said)
+    sessions, weights = opened(most), torch.randn(world.catalog.n_genres, n_items, device=bench.device)
+
+    def step() -> None:
+        """Linear in the genres consumed; users who leave make room for others."""
+        scores = (sessions.genre_counts @ weights).masked_fill_(~sessions.allowed(), -torch.inf)
+        sessions.begin(sessions.play(scores.topk(k, dim=1).indices).left)
+
+    found = rate(bench, step, most, 0.4 * bench.left)
+    figure(row, f"{most:,} sessions, a linear policy, arrivals: user-steps/s", found, "the same with slates given")
+
+
 # -- the schedule -------------------------------------------------------------------------------------------------
 
 
@@ -800,6 +847,7 @@ PARTS = {
     "e": Part("p5-fast and SASRec, sampled softmax, on ML-1M", 100, ml_1m),
     "f": Part("training speed and its bound", 30, training_speed),
     "g": Part("user language models on ML-100K", 90, user_language_models),
+    "h": Part("the choice rule, 65,536 sessions", 20, choice_rule),
 }
 
 

@@ -41,14 +41,15 @@ def test_the_whole_schedule_runs_without_what_the_machine_lacks(tmp_path: Path):
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["results.json", "table.md"]
     parts = json.loads((tmp_path / "out/results.json").read_text())["parts"]
     ended = {letter: row["ended"] for letter, row in parts.items()}
-    assert list(parts) == list("abcdefg")
-    assert {ended[letter] for letter in "adfg"} == {"complete"}, ended
+    assert list(parts) == list("abcdefgh")
+    assert {ended[letter] for letter in "adfgh"} == {"complete"}, ended
     assert all(ended[letter].startswith("at its cap, with the weights of epoch") for letter in "bce"), ended
     written = (tmp_path / "out/table.md").read_text()
     assert all(f"| {name} |" in written for row in parts.values() for name, *_ in row["figures"])
     assert {"p5-fast", "p5-fast in bfloat16", "user language model in float16"} <= set(parts["a"]["checks"])
     assert parts["d"]["same_lists"] == {"exact": 1.0, "beam": 1.0}
     assert all(turn["step"] > turn["arithmetic floor"] > 0 for turn in parts["f"]["turns"])
+    assert parts["h"]["figures"][0][1] == 1.0
     auc = {name: value for name, value, _ in parts["g"]["figures"] if "AUC" in name}
     assert auc["from scratch: matched AUC after"] == auc["the same with adapters: matched AUC before"]
 
