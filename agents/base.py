@@ -178,7 +178,7 @@ class UserModel(ABC):
             candidates: what is allowed; None = every item.
         """
         users, population = np.asarray(users, dtype=np.int64), self.population
-        if self._favourites is None:
+        if self._favourites is None or self._favourites.population is not population:
             self._favourites = Favourites(population)
         return self._favourites.mean_utility(users, k, candidates or Candidates.of(population.n_items))
 
