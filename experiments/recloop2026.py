@@ -66,6 +66,9 @@ class Settings(bias_loop.Settings):
             for metric in INDIVIDUAL:
                 cause, quantity = f"retraining {arm} instead of {control}", f"the change of the {BY_NAME[metric].label}"
                 rows.append((f"recloop-{kind}:{arm}", arm, metric, control, cause, quantity))
+        collaborative, semantic = self.collaborative, self.semantic
+        cause, quantity = f"retraining {collaborative} instead of {semantic}", f"the change of {rows[0][-1]}"
+        rows.append((f"recloop-tokens:{collaborative}", collaborative, CODES, semantic, cause, quantity))
         return [
             Claim(
                 name=f"{kind}:{metric}:{control or 'frozen'}",

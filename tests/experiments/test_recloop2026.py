@@ -50,6 +50,11 @@ def test_the_findings_are_claims_beside_those_of_every_loop(tmp_path):
     value = {(row["mode"], row["round"]): row["value"] for row in codes.to_dicts()}
     grown = value["loop", 1] - value["loop", 0] - (value["frozen", 1] - value["frozen", 0])
     assert claims["recloop-codes:p5-semantic:code_gini_level1:frozen"]["estimate"] == pytest.approx(grown)
+    other = metrics.filter((pl.col("metric") == "code_gini_level1") & (pl.col("arm") == "p5-collaborative"))
+    of = {(row["mode"], row["round"]): row["value"] for row in other.to_dicts()}
+    assert claims["recloop-tokens:p5-collaborative:code_gini_level1:p5-semantic"]["estimate"] == pytest.approx(
+        of["loop", 1] - of["loop", 0] - (value["loop", 1] - value["loop", 0])
+    )
     assert {name for name in claims if name.startswith("recloop-individual")} == {
         f"recloop-individual:{arm}:{metric}:sasrec"
         for arm in ("p5-collaborative", "p5-semantic")

@@ -1,5 +1,6 @@
 """Every replication at reduced size: the course of a run, the tables, and the signs that small worlds already show."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import debias
-from experiments.replications import chaney2018, filter_bubble, jiang2019, mansoury2020, performance_paradox
+from experiments.replications import adoption, chaney2018, filter_bubble, jiang2019, mansoury2020, performance_paradox
 from experiments.replications.targets import (
     above,
     below,
@@ -23,9 +24,10 @@ from experiments.running.directory import RunDirectory
 from simenv.conclusions.groups import group_gaps
 from simenv.conclusions.statistics import Interval
 from simenv.errors import ConfigError, DataError, RunDirectoryError
+from simenv.events import scan_events
 
 CONF = Path(__file__).parents[2] / "conf"
-REPLICATIONS = ("chaney2018", "jiang2019", "mansoury2020", "performance_paradox", "filter_bubble")
+REPLICATIONS = ("chaney2018", "jiang2019", "mansoury2020", "performance_paradox", "filter_bubble", "adoption")
 COLUMNS = ["name", "target", "published", "ours", "ci_low", "ci_high", "passed"]
 
 
@@ -150,6 +152,34 @@ def test_performance_paradox_small(tmp_path, no_page):
     assert first.height == 3
 
 
+def test_adoption_small(tmp_path, no_page):
+    sizes = ("n_seeds=2", "n_users=30", "n_items=60", "rounds=7", "arms=[popularity]", "modes=[loop@0,loop]")
+    path, table = play("adoption", tmp_path / "run", *sizes)
+    course = pl.read_csv(path / "tables" / "adoption.csv")
+    assert sorted(course["round"].unique()) == [4, 5, 6]
+    events = scan_events(path).filter((pl.col("mode") == "loop@0") & pl.col("clicked")).collect()
+    items = pl.read_parquet(path / "items.parquet")
+    genres = {
+        (seed, item): set(words.split("|")) for seed, item, words in items.select("seed", "item", "genres").rows()
+    }
+    distance = {}  # by seed and last round, by hand: pairs of what a user clicked
+    for seed, last in itertools.product((0, 1), (4, 6)):
+        per_user = []
+        late = events.filter((pl.col("seed") == seed) & pl.col("round").is_between(last - 4, last))
+        for _, clicks in late.group_by("user"):
+            sets = [genres[seed, item] for item in clicks["item"]]
+            pairs = [1 - len(a & b) / len(a | b) for a, b in itertools.combinations(sets, 2)]
+            per_user += [np.mean(pairs)] if pairs else []
+        distance[seed, last] = np.mean(per_user)
+    unaided = course.filter(pl.col("adoption") == 0, measure="individual")
+    value = dict(unaided.select("round", "value").rows())
+    assert value[6] == pytest.approx((distance[0, 6] + distance[1, 6]) / 2)
+    found = ours(table)
+    assert found["unaided:popularity"] == pytest.approx(value[6] - value[4])
+    assert found["beyond:popularity"] == pytest.approx(found["course:popularity:1"] - found["unaided:popularity"])
+    assert found["collective:popularity"] < 0
+
+
 def test_filter_bubble_small(tmp_path, no_page):
     path, table = play("filter_bubble", tmp_path / "run", "n_seeds=2", "n_users=60", "n_items=150", "rounds=10")
     assert set(ours(table)) == {
@@ -203,6 +233,8 @@ def test_debias_small(tmp_path, no_page):
         (jiang2019, "jiang2019", "dataset=synthetic", "expected dataset=jiang2019"),
         (performance_paradox, "performance_paradox", "modes=[loop]", "at least two adoption levels"),
         (performance_paradox, "performance_paradox", "probe=experiments.nowhere", "probe=experiments.nowhere"),
+        (adoption, "adoption", "modes=[loop]", "at least two adoption levels"),
+        (adoption, "adoption", "rounds=5", "rounds=5: expected more than 5"),
         (filter_bubble, "filter_bubble", "references=[]", "expected `none`"),
         (filter_bubble, "filter_bubble", "rounds=9", "rounds=9: expected at least 10"),
         (debias, "debias", "base=unheard", "base=unheard: no such recommender"),
