@@ -15,6 +15,8 @@ from experiments.running.course import run_experiment
 from experiments.running.design import CONF
 from recommenders.p5.concentration import code_concentration
 from simenv.errors import ConfigError
+from simenv.language_models.fake_server import LLMServer, Reply, Seen
+from tests.recommenders.taste_reader import reply
 
 SMALL = [
     "n_users=25", "n_items=40", "rounds=2", "n_seeds=1", "slate_size=4", "workers=0", "modes=[loop,frozen]",
@@ -67,3 +69,30 @@ def test_the_findings_are_claims_beside_those_of_every_loop(tmp_path):
 def test_arms_that_are_not_played_are_named(tmp_path):
     with pytest.raises(ConfigError, match="sequential=gru4rec: is not played"):
         run_experiment(config(tmp_path / "run", "sequential=gru4rec"))
+
+
+@pytest.mark.slow
+def test_language_models_as_users_and_as_an_arm(tmp_path, monkeypatch):
+    """A ranker that asks one model, users who ask another, and the findings as ever; a dry run counts both."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+
+    def served(_: int, seen: Seen) -> Reply | None:
+        if "# The page" in seen.prompt:
+            return None
+        schema = seen.body.get("response_format", {}).get("json_schema", {}).get("schema")
+        return Reply(content=reply(next(m["content"] for m in seen.body["messages"] if m["role"] == "user"), schema))
+
+    with LLMServer(served) as server:
+        models = [f"{group}.{name}" for group in ("llm", "recommender_llm") for name in (
+            "model=test", f"base_url={server.base_url}")]  # fmt: skip
+        options = [
+            "agent=llm", "llm=openai", "llm@recommender_llm=openai", *models, "n_users=6",
+            "arms=[sasrec,p5-collaborative,p5-semantic,chatgpt-list]", "recommenders.chatgpt-list.candidates=8",
+        ]  # fmt: skip
+        folder = run_experiment(config(tmp_path / "run", *options, "modes=[loop,frozen]"))
+        asked = len(server.seen)
+    card = json.loads((folder / "run_card.json").read_text())
+    assert card["llm"]["pages"] == 6 * 2 * 4 * 2
+    assert 0 < card["recommender_llm"]["calls"] < asked
+    claims = {claim["name"] for claim in json.loads((folder / "claims.json").read_text())}
+    assert {"recloop-codes:p5-semantic:code_gini_level1:frozen", "amplification:chatgpt-list:arp_pct:frozen"} <= claims
