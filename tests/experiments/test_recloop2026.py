@@ -92,7 +92,7 @@ def test_language_models_as_users_and_as_an_arm(tmp_path, monkeypatch):
         folder = run_experiment(config(tmp_path / "run", *options, "modes=[loop,frozen]"))
         asked = len(server.seen)
     card = json.loads((folder / "run_card.json").read_text())
-    assert card["llm"]["pages"] == 6 * 2 * 4 * 2
+    assert card["llm"]["pages"] == 6 * 2 * (4 * 2 + 1)  # with `random`
     assert 0 < card["recommender_llm"]["calls"] < asked
     claims = {claim["name"] for claim in json.loads((folder / "claims.json").read_text())}
     assert {"recloop-codes:p5-semantic:code_gini_level1:frozen", "amplification:chatgpt-list:arp_pct:frozen"} <= claims
