@@ -26,9 +26,10 @@ def cell(arm: str, users: int, items: int, rounds: int) -> list[str]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from experiments.running.design import CONF, design_from
+    from experiments.running.design import CONF, design_from, offer_recommenders
     from simenv.platform import Platform
 
+    offer_recommenders()
     with initialize_config_dir(str(CONF), version_base=None):
         made = compose("config", ["+experiment=recloop2026", f"n_users={users}", f"n_items={items}", "n_seeds=1"])
     design = design_from(OmegaConf.to_container(made, resolve=True))
@@ -75,9 +76,7 @@ def main() -> None:
                     continue
                 command = [sys.executable, __file__, "--cell", arm, str(users)]
                 command += ["--items", str(given.items), "--rounds", str(given.rounds)]
-                line = (
-                    subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
-                )
+                line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
                 print(line, file=file, flush=True)
                 print(line, flush=True)
 

@@ -126,7 +126,7 @@ def plot(settings: Settings, run: Run) -> None:
     """The static cut, and beside it the course of every arm at every level."""
     import polars as pl
 
-    from simenv.figures.style import LABEL, arm_styles, key_line, legend_below, new_figure, round_axis
+    from simenv.figures.style import LABEL, arm_styles, key_line, legend_below, new_figure, round_axis, wrap
 
     table = run.read_table("adoption")
     styles, levels = arm_styles(settings.arms), [level for level, _ in settings.levels]
@@ -141,7 +141,7 @@ def plot(settings: Settings, run: Run) -> None:
                 cut["adoption"], value, yerr=[value - low, high - value], capsize=3, linewidth=1.8,
                 color=styles[arm].color, marker=styles[arm].marker,
             )  # fmt: skip
-        panels[0].set_ylabel(words, fontsize=LABEL)
+        panels[0].set_ylabel(wrap(words, 22), fontsize=LABEL)
         panels[0].set_xlabel("adoption, at the end", fontsize=LABEL)
         for arm, panel in zip(settings.arms, panels[1:], strict=True):
             for level in levels:
