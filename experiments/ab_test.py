@@ -143,7 +143,7 @@ def score(settings: Settings, run: Run) -> Claims:
             worlds = [_World.read(settings, run, group, mode, metric) for group in groups]
             true = np.array([world.true for world in worlds])
             rows.append(_row(mode, metric, SWITCHED, true))
-            cells += [(w.seed, SWITCHED, mode, 0, "all", metric, w.true) for w in worlds]
+            cells += [(w.seed, _everybody(mode), mode, 0, "all", metric, w.true) for w in worlds]
             for test in settings.tests(mode):
                 naive = np.array([world.naive(test) for world in worlds])  # (S, 3): estimate, low, high
                 bias = np.array([world.bias(test) for world in worlds])
@@ -172,13 +172,13 @@ def claims(settings: Settings) -> list[Claim]:
     stated = []
     for mode in settings.modes:
         for metric, (words, _) in OUTCOMES.items():
-            rows = [(f"effect:{mode}", SWITCHED, "nothing", f"{names} for everybody ({mode})", f"the {words}")]
+            rows = [(f"effect:{mode}", _everybody(mode), "nothing", f"{names} for everybody ({mode})", f"the {words}")]
             for test in settings.tests(mode):
                 frozen = "a frozen test" + (" of clusters of friends" if test.users == "friends" else "")
                 how = f"a test in which {test.words}" if mode == "loop" else frozen
                 cause = f"measuring {names} by {how} instead of switching everybody"
                 name = f"bias:{test.arm.removeprefix('test-')}:{mode}"
-                rows.append((name, test.arm, SWITCHED, cause, f"the effect found on the {words}"))
+                rows.append((name, test.arm, _everybody(mode), cause, f"the effect found on the {words}"))
             stated += [
                 Claim(
                     name=f"{kind}:{metric}",
@@ -195,6 +195,11 @@ def claims(settings: Settings) -> list[Claim]:
                 for kind, arm, control, cause, quantity in rows
             ]
     return stated
+
+
+def _everybody(mode: str) -> str:
+    """The arm of claims about the true effect: one for each mode, so that a page shows them apart."""
+    return SWITCHED if mode == "loop" else f"{SWITCHED} ({mode})"
 
 
 @dataclass(frozen=True, kw_only=True)

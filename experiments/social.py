@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from simenv.platform import Platform
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {"silent": {"word_of_mouth": 0.0}, "strangers": {"heard_from": "strangers"}}
+MODES = {"silent": "silence", "strangers": "strangers"}  # as what claims compare with them
 CAUSES = {"silent": "hearing of friends' clicks", "strangers": "hearing of friends instead of strangers"}
 QUANTITIES = {
     "arp_pct": "the popularity percentile of what {arm} shows",
@@ -83,7 +84,7 @@ def score(settings: Settings, run: Run) -> list[JudgedClaim]:
     parts = {name: read_metrics(run.path / f"talk/{name}") for name in SETTINGS}
     talking = read_metrics(run.path)
     run.table("social", _means({"talking": talking} | parts))
-    renamed = [part.with_columns(arm=pl.col("arm") + f" ({name})") for name, part in parts.items()]
+    controls = [part.with_columns(mode=pl.lit(MODES[name])) for name, part in parts.items()]
     stated = [
         Claim(
             name=f"talk:{arm}:{metric}:{name}",
@@ -91,15 +92,14 @@ def score(settings: Settings, run: Run) -> list[JudgedClaim]:
             metric=metric,
             cause=CAUSES[name],
             quantity=words.format(arm=arm),
-            control_arm=f"{arm} ({name})",
-            control_mode="loop",
+            control_mode=MODES[name],
             margin=BY_NAME[metric].margin if metric in BY_NAME else FRIEND_MARGIN,
         )
         for arm, _ in settings.design.arms
         for metric, words in QUANTITIES.items()
         for name in SETTINGS
     ]
-    return judge(pl.concat([talking, *renamed]), stated, regime=settings.design.repeat, alpha=settings.alpha)
+    return judge(pl.concat([talking, *controls]), stated, regime=settings.design.repeat, alpha=settings.alpha)
 
 
 def plot(settings: Settings, run: Run) -> None:

@@ -50,7 +50,7 @@ def test_talk_is_compared_with_silence_and_with_strangers(tmp_path):
     run = run_experiment(config(tmp_path / "run", "agent.word_of_mouth=3"))
     claims = {claim["name"]: claim for claim in json.loads((run / "claims.json").read_text())}
     assert len(claims) == 2 * 5 * 2
-    assert claims["talk:social:ctr:silent"]["control"] == "social (silent)/loop"
+    assert claims["talk:social:ctr:silent"]["control"] == "social/silence"
     assert claims["talk:social:ctr:silent"]["estimate"] != 0
     table = pl.read_csv(run / "tables" / "social.csv")
     assert set(table["talk"]) == {"talking", "silent", "strangers"}
