@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,17 @@ def test_a_sweeps_folder_gets_its_page_from_the_configuration(
     callback.on_multirun_end(config)
     assert capsys.readouterr().out.splitlines() == [(tmp_path / "leaderboard.html").as_uri()]
     assert {"leaderboard.html", "compare.html"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_sweep_is_played_by_hydras_joblib_launcher(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
+    small = ("n_seeds=1", "n_users=20", "n_items=40", "rounds=2", "slate_size=4", "workers=0", "progress=false")
+    command = [sys.executable, "run.py", "-m", "+experiment=bias_loop_smoke", "seed=0,1", *small]
+    command += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path}"]
+    ended = subprocess.run(
+        [*command, "arms=[popularity]"], cwd=CONF.parent, capture_output=True, text=True, timeout=600
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert {"0", "1", "leaderboard.html"} <= {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "1" / "report.html").is_file()
