@@ -1,4 +1,4 @@
-"""Jobs and shards on a Ray cluster: the one that `RAY_ADDRESS` names or that runs on this machine, else a local one.
+"""Jobs and shards on a Ray cluster: the one that `RAY_ADDRESS` names (``auto`` = this machine's), else a local one.
 
 Tasks that lose their worker or their node are run again, and go on from their checkpoint: the run directory has to lie
 where all nodes see it under the same path. The module does not know what a job or a shard does.
@@ -36,7 +36,8 @@ def on_ray() -> Iterator[None]:
         yield
         return
     try:
-        ray.init(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, log_to_driver=False)
+        where = os.environ.get("RAY_ADDRESS")
+        ray.init(address=where or "local", include_dashboard=None if where else False, log_to_driver=False)
     except Exception as error:  # Ray raises bare ones
         said = str(error).strip().splitlines()[0]
         raise WorkerError(
