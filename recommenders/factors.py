@@ -232,6 +232,10 @@ class PureSVD(FactorRecommender):
             right = svds(matrix, k=size, v0=start, return_singular_vectors="vh")[2][::-1].T
         self._keep(matrix @ right, right)
 
+    def _score(self, users: LongArray) -> NDArray[Any]:
+        # Beyond six digits are rounding errors, which depend on where BLAS finds its numbers and would break ties.
+        return super()._score(users).round(6)
+
 
 def _one_blas_thread() -> Any:
     """A context in which BLAS uses one thread: its sums, and so the factors, do not depend on the machine's cores."""

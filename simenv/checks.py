@@ -114,8 +114,8 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
 def conform(target: Callable[..., Any], options: Mapping[str, Any], what: str = "") -> None:
     """Hold options against the annotations of the constructor or function that will take them.
 
-    Values that are specs themselves (mappings with ``_target_``) are left to whoever makes them; so are annotations
-    that say nothing pydantic can check.
+    Values that are specs themselves (mappings with ``_target_``, or lists with one) are left to whoever makes them; so
+    are annotations that say nothing pydantic can check.
 
     Args:
         target: class or function.
@@ -222,7 +222,9 @@ def annotation_of(owner: Any, annotation: Any) -> Any:
 
 
 def _check(name: str, value: Any, annotation: Any) -> None:
-    if isinstance(value, Mapping) and "_target_" in value:
+    if any(
+        isinstance(each, Mapping) and "_target_" in each for each in (value if isinstance(value, list) else [value])
+    ):
         return
     adapter = _adapter(annotation) if _hashable(annotation) else None
     if isinstance(value, np.generic):

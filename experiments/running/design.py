@@ -444,8 +444,9 @@ def _check_options(spec: Mapping[str, Any], what: str, extra: Mapping[str, Any])
         return  # instantiate reports it
     checks.conform(target, {**spec, **extra}, f"{what}.")
     for name, value in spec.items():
-        if isinstance(value, Mapping) and "_target_" in value:
-            _check_options(value, f"{what}.{name}", {})
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Mapping) and "_target_" in each:
+                _check_options(each, f"{what}.{name}", {})
 
 
 def without_carrying(spec: Any) -> Any:

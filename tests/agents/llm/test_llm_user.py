@@ -513,7 +513,7 @@ def test_options_out_of_range_are_named(options):
 
 
 def test_users_need_a_language_model():
-    with pytest.raises(ConfigError, match="llm=openai"):
+    with pytest.raises(ConfigError, match="expected llm=smollm2, openai"):
         LLMUser(None)
 
 

@@ -247,7 +247,7 @@ class TestCommandLine:
             (["n_users=0"], "n_users=0: expected null or a whole number, at least 1"),
             (["rounds=-4"], "rounds=-4: expected a whole number, 1 to 1000000"),
             (["slate_size=61"], "slate_size=61: synthetic has 60 items; expected 1 to 60"),
-            (["arms=[svd]"], "arm 'svd': no such recommender; expected one of"),
+            (["arms=[svd]"], "arm 'svd': no such recommender (did you mean 'puresvd'?); expected one of"),
             (["modes=[sometimes]"], "mode=sometimes: expected one of loop"),
             (["primary=x"], "primary=x: this run makes no such claim"),
             (["dataset=ml-100k", "dataset.root=/nowhere"], "dataset.root names /nowhere, which is no folder"),
