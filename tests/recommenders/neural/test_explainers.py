@@ -71,15 +71,14 @@ def test_it_writes_what_was_planted(model, options, tmp_path):
     recommender.bind_reviews(reviewed(log))
     recommender.fit(log, key=KEY)
     users, items = rng.integers(0, 30, 60), rng.integers(0, 24, 60)
-    if model is NRT:  # it learns pairs by heart: of others it has the user's noun right and not the item's adjective
-        users, items = log.users[:60].astype(int), log.items[:60].astype(int)
     about = [FEATURES[feature] for feature in rng.integers(0, len(FEATURES), 60)]
     texts = recommender.explain(users, items, features=about)
     known = [
         f"because the {NOUNS[user % 2]} is {ADJECTIVES[item % 3]} and its" in text
         for user, item, text in zip(users, items, texts, strict=True)
     ]
-    assert np.mean(known) > 0.9
+    # chance is 1/6; NRT's only memory is the state it starts from, and it takes two of the three adjectives for one
+    assert np.mean(known) > (0.6 if model is NRT else 0.9)
     spoken = np.mean([feature in text.split() for feature, text in zip(about, texts, strict=True)])
     assert spoken > 0.9 if "told" in options else spoken < 0.5
     recommender.save(tmp_path)
