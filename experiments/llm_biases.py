@@ -11,6 +11,7 @@ Sources: order and popularity, Hou et al. 2023 ("Large language models are zero-
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -148,7 +149,7 @@ class Settings(course.Settings):
         return list(self.tests or (["attributes"] if described else TESTS))
 
 
-class Examination:
+class Examination(ABC):
     """An arm, fitted, whose users can be told to be others.
 
     Attributes:
@@ -171,17 +172,17 @@ class Examination:
         self.unseen = Candidates.of(self.dataset.n_items, out=seen_mask(self.log, self.users))
         self.popularity = midrank_percentile(self.log.item_counts())
 
+    @abstractmethod
     def again(self) -> tuple[str, Lists]:
         """The neutral lists asked for again, and how."""
-        raise NotImplementedError
 
+    @abstractmethod
     def told(self, attribute: str, value: str) -> Lists:
         """The lists when every user is said to be of this value."""
-        raise NotImplementedError
 
+    @abstractmethod
     def explanations(self, items: LongArray, **told: str) -> list[str]:
         """Why each user would like each item (B,), said under these values."""
-        raise NotImplementedError
 
     def row(self, test: str, setting: str, metric: str, values: NDArray[Any]) -> Row:
         """A row of the table: mean over users with its interval; users without a value do not count."""

@@ -17,6 +17,20 @@ from simenv.errors import ConfigError, RecommenderError
 from simenv.randomness import Key
 
 
+def friends_of(dataset: Dataset, name: str) -> Friends:
+    """Who knows whom, for the arm `name`.
+
+    Raises:
+        ConfigError: the data set does not know.
+    """
+    if dataset.friends is None:
+        raise ConfigError(
+            f"arm '{name}': {dataset.name} knows no friends; expected a data set with friends, such as "
+            "lastfm-2k or synthetic with dataset.mean_degree=8"
+        )
+    return dataset.friends
+
+
 class Social(Recommender):
     """Recommends what friends consumed (social filtering, Groh and Ehmig 2007, "Recommendations in taste related
     domains").
@@ -38,12 +52,7 @@ class Social(Recommender):
         Raises:
             ConfigError: the data set does not know.
         """
-        if dataset.friends is None:
-            raise ConfigError(
-                f"arm '{self.name}': {dataset.name} knows no friends; expected a data set with friends, such as "
-                "lastfm-2k or synthetic with dataset.mean_degree=8"
-            )
-        self._friends = dataset.friends
+        self._friends = friends_of(dataset, self.name)
 
     def _fit(self, log: Interactions, key: Key) -> None:
         from scipy import sparse

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recommenders.neural.pairs import PairMLP, PairNetwork, PairRecommender, embedding, widths
+from recommenders.social import friends_of
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.datasets.friends import Friends
 from simenv.errors import ConfigError, RecommenderError
@@ -145,12 +146,7 @@ class GraphRec(PairRecommender):
         Raises:
             ConfigError: the data set does not know.
         """
-        if dataset.friends is None:
-            raise ConfigError(
-                f"arm '{self.name}': {dataset.name} knows no friends; expected a data set with friends, such as "
-                "lastfm-2k or synthetic with dataset.mean_degree=8"
-            )
-        self._friends = dataset.friends
+        self._friends = friends_of(dataset, self.name)
 
     def _network(self) -> GraphRecNetwork:
         log, friends = self._log, self._friends
