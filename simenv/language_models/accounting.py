@@ -155,7 +155,48 @@ class Budget:
         )
 
 
-class Spending:
+class SharedFile:
+    """A small SQLite file that processes share, opened on first use; subclasses say what is in it.
+
+    Attributes:
+        name: the option that names the file.
+        what: what it holds, for the message of an unusable one.
+        setup: statements that make it.
+    """
+
+    name: str
+    what: str
+    setup: tuple[str, ...]
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self._connection: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._connection is not None:
+            self._dropped.detach()
+            self._connection.close()
+            self._connection = None
+
+    def _file(self) -> sqlite3.Connection:
+        if self._connection is None:
+            try:
+                if self.path is not None:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                where = ":memory:" if self.path is None else self.path
+                connection = sqlite3.connect(where, timeout=60.0, check_same_thread=False)
+                with connection:
+                    for statement in self.setup:
+                        connection.execute(statement)
+            except (sqlite3.Error, OSError) as error:
+                raise ConfigError(f"{self.name}={self.path}: not a usable file of {self.what} ({error})") from error
+            self._connection = connection
+            self._dropped = when_dropped(self, connection.close)
+        return self._connection
+
+
+class Spending(SharedFile):
     """Calls, tokens and dollars spent so far: in memory, or in a file that jobs, processes and resumed runs share.
 
     What is reserved counts as spent until it is settled, also when the process dies in between: the server may have
@@ -165,9 +206,15 @@ class Spending:
         path: SQLite file; made, with its folder, if absent. None = memory.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
-        self.path = None if path is None else Path(path)
-        self._connection: sqlite3.Connection | None = None
+    name = "llm.budget_file"
+    what = "spending"
+    setup = (
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = NORMAL",
+        "CREATE TABLE IF NOT EXISTS spending "
+        "(id INTEGER PRIMARY KEY, calls REAL NOT NULL, tokens REAL NOT NULL, dollars REAL NOT NULL)",
+        "INSERT OR IGNORE INTO spending VALUES (1, 0, 0, 0)",
+    )
 
     def reserve(self, need: tuple[float, float, float], limits: tuple[float, float, float]) -> bool:
         """Spend `need` if that stays within `limits`; returns whether it does. Atomic across processes."""
@@ -186,35 +233,6 @@ class Spending:
         """Calls, tokens, dollars."""
         calls, tokens, dollars = self._file().execute("SELECT calls, tokens, dollars FROM spending").fetchone()
         return calls, tokens, dollars
-
-    def close(self) -> None:
-        """Give the file back."""
-        if self._connection is not None:
-            self._dropped.detach()
-            self._connection.close()
-            self._connection = None
-
-    def _file(self) -> sqlite3.Connection:
-        """The connection, opened on first use."""
-        if self._connection is None:
-            try:
-                if self.path is not None:
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
-                where = ":memory:" if self.path is None else self.path
-                connection = sqlite3.connect(where, timeout=60.0, check_same_thread=False)
-                with connection:
-                    connection.execute("PRAGMA journal_mode = WAL")
-                    connection.execute("PRAGMA synchronous = NORMAL")
-                    connection.execute(
-                        "CREATE TABLE IF NOT EXISTS spending "
-                        "(id INTEGER PRIMARY KEY, calls REAL NOT NULL, tokens REAL NOT NULL, dollars REAL NOT NULL)"
-                    )
-                    connection.execute("INSERT OR IGNORE INTO spending VALUES (1, 0, 0, 0)")
-            except (sqlite3.Error, OSError) as error:
-                raise ConfigError(f"llm.budget_file={self.path}: not a usable file of spending ({error})") from error
-            self._connection = connection
-            self._dropped = when_dropped(self, connection.close)
-        return self._connection
 
 
 _ADD = "calls = calls + ?, tokens = tokens + ?, dollars = dollars + ?"

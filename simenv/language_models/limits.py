@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sqlite3
 import time
-from pathlib import Path
 
 import numpy as np
 
 from simenv.errors import ConfigError
-from simenv.language_models.accounting import Budget, Spending
-from simenv.language_models.background_loop import when_dropped
+from simenv.language_models.accounting import Budget, SharedFile, Spending
 from simenv.language_models.base import (
     Completion,
     Decorator,
@@ -94,16 +91,19 @@ class Budgeted(Decorator):
             self._in_flight += 1
 
 
-class Pace:
+class Pace(SharedFile):
     """When the next call may start, in a SQLite file that any number of processes share.
 
     Args:
         path: made, with its folder, if absent.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._connection: sqlite3.Connection | None = None
+    name = "llm.pace_file"
+    what = "turns"
+    setup = (
+        "CREATE TABLE IF NOT EXISTS pace (id INTEGER PRIMARY KEY, next_start REAL NOT NULL)",
+        "INSERT OR IGNORE INTO pace VALUES (1, 0)",
+    )
 
     def take(self, spacing: float) -> float:
         """Take the next turn, which moves the one after it by `spacing`; seconds to wait until it comes."""
@@ -117,29 +117,6 @@ class Pace:
         """No turn comes before that time."""
         with self._file() as connection:
             connection.execute("UPDATE pace SET next_start = max(next_start, ?)", (time.time() + seconds,))
-
-    def close(self) -> None:
-        """Give the file back."""
-        if self._connection is not None:
-            self._dropped.detach()
-            self._connection.close()
-            self._connection = None
-
-    def _file(self) -> sqlite3.Connection:
-        if self._connection is None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                connection = sqlite3.connect(self.path, timeout=60.0, check_same_thread=False)
-                with connection:
-                    connection.execute(
-                        "CREATE TABLE IF NOT EXISTS pace (id INTEGER PRIMARY KEY, next_start REAL NOT NULL)"
-                    )
-                    connection.execute("INSERT OR IGNORE INTO pace VALUES (1, 0)")
-            except (sqlite3.Error, OSError) as error:
-                raise ConfigError(f"llm.pace_file={self.path}: not a usable file of turns ({error})") from error
-            self._connection = connection
-            self._dropped = when_dropped(self, connection.close)
-        return self._connection
 
 
 class Limited(Decorator):
