@@ -37,7 +37,7 @@ llm-users: $(VENV)/all
 	$(BIN)/python run.py +experiment=train_user_lm_small $(call at,$(U)/training)
 	$(BIN)/python run.py +experiment=realism n_users=300 n_items=600 n_seeds=1 agent=user-lm $(LM) \
 		unseen=$(U)/training/model/unseen.json judged_users=1000 $(call at,$(U)/realism)
-	$(BIN)/python run.py +experiment=llm_users agent=user-lm $(LM) agent.calibration=$(U)/realism/calibration.json \
+	$(BIN)/python run.py +experiment=llm_users n_seeds=2 agent=user-lm $(LM) agent.calibration=$(U)/realism/calibration.json \
 		$(call at,$(U)/loop)
 	$(BIN)/python run.py +experiment=user_model_swap 'kinds=[user-lm,smollm2]' swap.user-lm.llm.path=$(U)/training/model \
 		swap.user-lm.agent.calibration=$(U)/realism/calibration.json \

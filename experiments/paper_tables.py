@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import islice
@@ -234,7 +235,9 @@ class Settings(course.Settings):
         _ = self.data
         for row in self.all_rows:
             if self.lacking(row) is None:
-                build(self.spec(row), f"table {self.table}, row {row.row}")
+                recommender = build(self.spec(row), f"table {self.table}, row {row.row}")
+                if unknown := [name for name in row.ask if not hasattr(recommender, name)]:
+                    raise ConfigError(f"table {self.table}, row {row.row}: ask {unknown}: {row.arm} has no such option")
 
     def lacking(self, row: TableRow) -> str | None:
         """Why a row cannot be ours; None where it can."""
@@ -372,25 +375,38 @@ def _fit(settings: Settings, group: Sequence[TableRow]) -> None:
         fit_seconds += time.process_time() - started
         for row in group:
             started = time.process_time()
-            for name, value in row.ask.items():
-                setattr(recommender, name, value)
-            if protocol.target in TEXT_TARGETS:
-                assert settings.reviews is not None  # else the row is lacking
-                found[row.row].append(measured_texts(recommender, settings.reviews, row.target or protocol.target))
-            else:
-                found[row.row].append(measured(recommender, split, protocol.target, protocol.filter_seen, Key(seed)))
+            with _set_to(recommender, row.ask):
+                if protocol.target in TEXT_TARGETS:
+                    assert settings.reviews is not None  # else the row is lacking
+                    each = measured_texts(recommender, settings.reviews, row.target or protocol.target)
+                else:
+                    each = measured(recommender, split, protocol.target, protocol.filter_seen, Key(seed))
+            found[row.row].append(each)
             asked_seconds[row.row] += time.process_time() - started
     for row in group:
         kept = ("metric", "value", "ci_low", "ci_high", "n_users", "n_seeds", "seed_low", "seed_high")
         rows = table_rows(row.row, found[row.row], protocol.filter_seen)
-        for each in rows:
-            each |= {"ci_low": None, "ci_high": None} if each["metric"] in CORPUS else {}
+        for figure in rows:
+            figure |= {"ci_low": None, "ci_high": None} if figure["metric"] in CORPUS else {}
         cell = {
-            "rows": [{name: each[name] for name in kept} for each in rows],
+            "rows": [{name: figure[name] for name in kept} for figure in rows],
             "fit_seconds": round(fit_seconds, 1),
             "asked_seconds": round(asked_seconds[row.row], 1),
         }
         write_sealed(settings.cell(row), cell)
+
+
+@contextmanager
+def _set_to(recommender: object, options: Mapping[str, Any]) -> Iterator[None]:
+    """Other options while it is asked; the next row of the same fit finds its own again."""
+    usual = {name: getattr(recommender, name) for name in options}
+    try:
+        for name, value in options.items():
+            setattr(recommender, name, value)
+        yield
+    finally:
+        for name, value in usual.items():
+            setattr(recommender, name, value)
 
 
 # -- the table ----------------------------------------------------------------------------------------------------

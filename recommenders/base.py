@@ -324,14 +324,20 @@ def _other_than(kinds: str, values: Any) -> str | None:
 
 
 def check_options(
-    name: str, *, low: float = 0.0, high: float = np.inf, open_low: bool = False, whole: bool = False, **options: Any
+    name: str,
+    *,
+    low: float = 0.0,
+    high: float = np.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    whole: bool = False,
+    **options: Any,
 ) -> None:
     """Check the options of a constructor.
 
     Args:
         name: the recommender, for the message.
-        low, high: bounds, both included; `low` is not with `open_low`.
-        open_low: True for (low, high].
+        low, high: bounds, both included; with `open_low` or `open_high` the bound itself is out.
         whole: True for whole numbers.
         **options: the values by their names.
 
@@ -342,7 +348,7 @@ def check_options(
         if whole:
             checks.whole(f"{name}: {option}", value, int(low), checks.LARGEST if high == np.inf else int(high))
         else:
-            checks.number(f"{name}: {option}", value, low, high, open_low=open_low)
+            checks.number(f"{name}: {option}", value, low, high, open_low=open_low, open_high=open_high)
 
 
 def user_items(log: Interactions, *, binary: bool) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recommenders.base import check_options
 from recommenders.neural.base import NextItemNetwork, NextItemRecommender, divisor
 from recommenders.neural.sequential import SASRecNetwork, future, transformer
 from simenv.datasets.base import BoolArray, Catalog, Dataset, LongArray
@@ -216,8 +217,7 @@ class S3Rec(AttributeRecommender):
 
     def __init__(self, *, pretraining: int = 20, **options: Any) -> None:
         super().__init__(**options)
-        if pretraining < 0:
-            raise ConfigError(f"s3rec: pretraining={pretraining}; expected at least 0")
+        check_options(self.name, whole=True, pretraining=pretraining)
         self.pretraining = pretraining
         self.pretraining_losses: list[float] = []
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recommenders.base import Recommender
+from recommenders.base import Recommender, check_options
+from simenv import checks
 from simenv.datasets.base import IntArray, Interactions, LongArray
 from simenv.errors import ConfigError
 from simenv.randomness import Key, Purpose, generator
@@ -138,11 +139,8 @@ class SequenceRecommender(Recommender):
         device: str | None = "auto",
         show_progress: bool = False,
     ) -> None:
-        if min(embedding_size, layers, history) < 1 or not 0 <= dropout < 1:
-            raise ConfigError(
-                f"{self.name}: embedding_size={embedding_size}, layers={layers}, history={history}, "
-                f"dropout={dropout}; expected at least 1 each and a share in [0, 1)"
-            )
+        check_options(self.name, low=1, whole=True, embedding_size=embedding_size, layers=layers, history=history)
+        check_options(self.name, high=1, open_high=True, dropout=dropout)
         self.embedding_size, self.layers, self.dropout, self.history = embedding_size, layers, dropout, history
         self.training = record(TRAINING, training, "training")
         self.device, self.show_progress = pick_device(device), show_progress
@@ -242,11 +240,12 @@ class NextItemRecommender(SequenceRecommender):
     def __init__(self, *, loss: str | None = None, negatives: int = 0, **options: Any) -> None:
         super().__init__(**options)
         self.loss, self.negatives = self.default_loss if loss is None else loss, negatives
-        if self.loss not in NEGATIVES:
-            raise ConfigError(f"{self.name}: loss={loss}; expected one of {', '.join(NEGATIVES)}")
-        if negatives < 0 or (negatives and self.loss == "cross_entropy"):
-            expected = "0, since cross_entropy takes the whole catalogue" if negatives > 0 else "at least 0"
-            raise ConfigError(f"{self.name}: negatives={negatives}; expected {expected}")
+        checks.one_of(f"{self.name}: loss", self.loss, NEGATIVES)
+        check_options(self.name, whole=True, negatives=negatives)
+        if negatives and self.loss == "cross_entropy":
+            raise ConfigError(
+                f"{self.name}: negatives={negatives}: expected 0, cross_entropy takes the whole catalogue"
+            )
 
     def _build(self, seed: int) -> None:
         super()._build(seed)
@@ -256,6 +255,6 @@ class NextItemRecommender(SequenceRecommender):
 
 def divisor(name: str, heads: int, size: int) -> int:
     """`heads`, if they divide the size."""
-    if heads < 1 or size % heads:
-        raise ConfigError(f"{name}: heads={heads}; expected a divisor of embedding_size={size}")
+    check_options(name, low=1, whole=True, heads=heads)
+    checks.require(size % heads == 0, f"{name}: heads", heads, f"a divisor of embedding_size={size}")
     return heads

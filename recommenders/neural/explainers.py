@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recommenders.base import Recommender
+from recommenders.base import Recommender, check_options
 from recommenders.neural.base import divisor
 from recommenders.neural.pairs import embedding
 from recommenders.neural.sequential import future, transformer
 from recommenders.p5.language.text import END, PAD, OwnWords, split_words
 from simenv.datasets.base import Dataset, FloatArray, Interactions, LongArray
 from simenv.datasets.reviews import Reviewer, Reviews, reviewer_of
-from simenv.errors import ConfigError, RecommenderError
+from simenv.errors import RecommenderError
 from simenv.randomness import Key, Purpose, generator
 from simenv.records import record
 from simenv.training.loop import Progress, Training, TrainingOptions, pick_device
@@ -216,11 +216,9 @@ class Explainer(Recommender):
         device: str | None = "auto",
         show_progress: bool = False,
     ) -> None:
-        if min(embedding_size, layers, max_words, vocabulary) < 1 or not 0 <= dropout < 1:
-            raise ConfigError(
-                f"{self.name}: embedding_size={embedding_size}, layers={layers}, max_words={max_words}, "
-                f"vocabulary={vocabulary}, dropout={dropout}; expected at least 1 each and a share in [0, 1)"
-            )
+        check_options(self.name, low=1, whole=True, embedding_size=embedding_size, layers=layers)
+        check_options(self.name, low=1, whole=True, max_words=max_words, vocabulary=vocabulary)
+        check_options(self.name, high=1, open_high=True, dropout=dropout)
         self.embedding_size, self.layers, self.dropout = embedding_size, layers, dropout
         self.max_words, self.vocabulary = max_words, vocabulary
         self.training = record(TRAINING, training, "training")

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recommenders.base import check_options
 from recommenders.neural.pairs import PairMLP, PairNetwork, PairRecommender, embedding, widths
 from recommenders.social import friends_of
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.datasets.friends import Friends
-from simenv.errors import ConfigError, RecommenderError
+from simenv.errors import RecommenderError
 from simenv.training.histories import Histories
 
 
@@ -135,8 +136,7 @@ class GraphRec(PairRecommender):
 
     def __init__(self, *, neighbours: int = 20, hidden: Sequence[int] = (32,), **options: Any) -> None:
         super().__init__(**options)
-        if neighbours < 1:
-            raise ConfigError(f"graphrec: neighbours={neighbours}; expected at least 1")
+        check_options(self.name, low=1, whole=True, neighbours=neighbours)
         self.neighbours, self.hidden = neighbours, widths(self.name, hidden)
         self._friends: Friends | None = None
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recommenders.base import Recommender, user_items
+from recommenders.base import Recommender, check_options, user_items
+from simenv import checks
 from simenv.datasets.base import BoolArray, Dataset, FloatArray, Interactions, LongArray
-from simenv.errors import ConfigError, RecommenderError
+from simenv.errors import RecommenderError
 from simenv.randomness import Key, Purpose, generator
 from simenv.records import record
 from simenv.training.histories import Histories
@@ -122,15 +123,11 @@ class PairRecommender(Recommender):
         device: str | None = "auto",
         show_progress: bool = False,
     ) -> None:
-        if min(embedding_size, negatives) < 1 or not 0 <= dropout < 1:
-            raise ConfigError(
-                f"{self.name}: embedding_size={embedding_size}, negatives={negatives}, dropout={dropout}; "
-                "expected at least 1 each and a share in [0, 1)"
-            )
+        check_options(self.name, low=1, whole=True, embedding_size=embedding_size, negatives=negatives)
+        check_options(self.name, high=1, open_high=True, dropout=dropout)
         self.embedding_size, self.dropout, self.negatives = embedding_size, dropout, negatives
         self.loss = self.default_loss if loss is None else loss
-        if self.loss not in self.losses:
-            raise ConfigError(f"{self.name}: loss={loss}; expected one of {', '.join(self.losses)}")
+        checks.one_of(f"{self.name}: loss", self.loss, self.losses)
         self.training = record(TRAINING, training, "training")
         self.device, self.show_progress = pick_device(device), show_progress
         self.progress = Progress()
@@ -347,11 +344,10 @@ class SimpleX(PairRecommender):
         **options: Any,
     ) -> None:
         super().__init__(negatives=negatives, **options)
-        if not 0 <= own <= 1 or not 0 <= margin < 1 or weight <= 0 or history < 1:
-            raise ConfigError(
-                f"simplex: own={own}, margin={margin}, weight={weight}, history={history}; "
-                "expected shares in [0, 1] and [0, 1), a positive number and at least 1"
-            )
+        check_options(self.name, low=1, whole=True, history=history)
+        check_options(self.name, high=1, own=own)
+        check_options(self.name, high=1, open_high=True, margin=margin)
+        check_options(self.name, open_low=True, weight=weight)
         self.own, self.history, self.margin, self.weight = own, history, margin, weight
 
     def _recent(self) -> LongArray:
@@ -456,7 +452,8 @@ class WideDeep(PairRecommender):
 
 
 def widths(name: str, hidden: Sequence[int]) -> tuple[int, ...]:
-    widths = tuple(hidden)
-    if not widths or min(widths) < 1:
-        raise ConfigError(f"{name}: hidden={list(widths)}; expected at least one layer, each at least 1 wide")
-    return widths
+    """`hidden`, if they are widths of at least one layer."""
+    checks.require(len(hidden) > 0, f"{name}: hidden", list(hidden), "the width of at least one layer")
+    for width in hidden:
+        check_options(name, low=1, whole=True, hidden=width)
+    return tuple(hidden)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recommenders.base import check_options
 from recommenders.neural.base import (
     NextItemNetwork,
     NextItemRecommender,
@@ -20,7 +21,7 @@ from recommenders.neural.base import (
     SequenceRecommender,
     divisor,
 )
-from simenv.errors import ConfigError
+from simenv import checks
 
 
 class LiGRLayer(nn.Module):
@@ -166,8 +167,7 @@ class SASRec(NextItemRecommender):
 
     def __init__(self, *, heads: int = 2, block: str = "transformer", **options: Any) -> None:
         super().__init__(**options)
-        if block not in BLOCKS:
-            raise ConfigError(f"{self.name}: block={block}; expected one of {', '.join(BLOCKS)}")
+        checks.one_of(f"{self.name}: block", block, BLOCKS)
         self.heads, self.block = divisor(self.name, heads, self.embedding_size), block
 
     def _network(self) -> SASRecNetwork:
@@ -201,8 +201,7 @@ class BERT4Rec(SequenceRecommender):
 
     def __init__(self, *, heads: int = 2, mask_share: float = 0.2, **options: Any) -> None:
         super().__init__(**options)
-        if not 0 < mask_share < 1:
-            raise ConfigError(f"bert4rec: mask_share={mask_share}; expected a share in (0, 1)")
+        check_options(self.name, high=1, open_low=True, open_high=True, mask_share=mask_share)
         self.heads, self.mask_share = divisor(self.name, heads, self.embedding_size), mask_share
 
     def _network(self) -> BERT4RecNetwork:

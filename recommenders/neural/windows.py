@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recommenders.base import check_options
 from recommenders.neural.base import NextItemNetwork, NextItemRecommender
-from simenv.errors import ConfigError
 
 
 class WindowNetwork(NextItemNetwork):
@@ -98,8 +98,7 @@ class WindowRecommender(NextItemRecommender):
 
     def __init__(self, *, window: int = 5, **options: Any) -> None:
         super().__init__(**options)
-        if not 1 <= window <= self.history:
-            raise ConfigError(f"{self.name}: window={window}; expected 1 to history={self.history}")
+        check_options(self.name, low=1, high=self.history, whole=True, window=window)
         self.window = window
 
 
@@ -117,8 +116,7 @@ class Caser(WindowRecommender):
 
     def __init__(self, *, horizontal: int = 16, vertical: int = 4, **options: Any) -> None:
         super().__init__(layers=1, **options)
-        if min(horizontal, vertical) < 1:
-            raise ConfigError(f"caser: horizontal={horizontal}, vertical={vertical}; expected at least 1 each")
+        check_options(self.name, low=1, whole=True, horizontal=horizontal, vertical=vertical)
         self.horizontal, self.vertical = horizontal, vertical
 
     def _network(self) -> CaserNetwork:

@@ -60,6 +60,7 @@ class Parrot(LanguageModel):
 def loudness(events, reference, group):
     return float(len(events))
 """,
+    "recommender/later.yaml": "defaults: [recent]\nlater: ${.recent}\n",
     "extra_question.py": "from experiments.bias_loop import Settings, play, plot, score\n",
     "experiment/question.yaml": """# @package _global_
 # Is what is recent popular?
@@ -68,7 +69,7 @@ defaults:
   - _self_
 module: extra_question
 name: question
-arms: [recent]
+arms: [recent, later]
 """,
 }
 
@@ -105,7 +106,9 @@ def test_the_command_plays_them(folder: Path, capsys: pytest.CaptureFixture[str]
     config = (folder.parent / "run" / "config.yaml").read_text()
     assert "extra_recent.Recent" in config
     assert "extra_shy.Shy" in config
-    assert "loudness,45.0" in (folder.parent / "run" / "metrics.csv").read_text()
+    metrics = (folder.parent / "run" / "metrics.csv").read_text()
+    assert {line.split(",")[1] for line in metrics.splitlines()} >= {"recent", "later"}
+    assert "loudness,45.0" in metrics
     card = (folder.parent / "run" / "run_card.json").read_text()
     assert "simenv.extra=" in card
 
@@ -134,6 +137,14 @@ def test_what_is_not_found_is_named(
     extra = [] if arguments[0].startswith("simenv") else [f"simenv.extra={folder}"]
     assert main([*arguments, *extra, "hydra.run.dir=run"]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "recommender" / "recent.yaml").write_text("recent:\n  _target_: [\n")
+    assert main(["+experiment=question", f"simenv.extra={folder}", "hydra.run.dir=run"]) == 2
+    said = capsys.readouterr().err
+    assert "recommender/recent.yaml" in said
+    assert said.count("\n") == 1
 
 
 def test_a_name_stands_for_one_thing(folder: Path) -> None:

@@ -29,8 +29,8 @@ columns: {synthetic: World}
 protocol: {split: last, target: ranking, validation: read}
 differs: [users are made up]
 rows:
+  - {row: Pop upside down, published: {World: "/.0001"}, arm: popularity, ask: {sign: -1}, mark: leaky}
   - {row: Pop, published: {World: ".9/.0"}, arm: popularity}
-  - {row: Pop asked again, published: {World: "/.0001"}, arm: popularity, ask: {note: again}, mark: leaky}
   - {row: KNN, published: {Other: ".1/.1"}, arm: itemknn, options: {all: {neighbours: 3}, synthetic: {shrinkage: 1.0}}}
   - {row: Large, published: {World: ".2/.1"}, why: for a GPU}
   - {row: Unknown, arm: no-such-arm}
@@ -57,6 +57,18 @@ def _own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True)
     (folder / "own.yaml").write_text(OWN)
     monkeypatch.setenv(names.EXTRA, str(tmp_path / "extra"))
+    ranked = Popularity._recommend
+
+    def in_its_direction(self: Any, *arguments: Any) -> Any:
+        whole = self._order
+        self._order = whole[:: self.sign]
+        try:
+            return ranked(self, *arguments)
+        finally:
+            self._order = whole
+
+    monkeypatch.setattr(Popularity, "sign", 1, raising=False)
+    monkeypatch.setattr(Popularity, "_recommend", in_its_direction)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -77,14 +89,14 @@ def test_rows_share_a_fit_and_cells_are_kept(
     fits: list[int] = []
     original = Popularity._fit
     monkeypatch.setattr(Popularity, "_fit", lambda self, log, key: fits.append(len(log)) or original(self, log, key))
-    first = run_experiment(config(tmp_path / "a", rows=["Pop", "Pop asked again"]))
+    first = run_experiment(config(tmp_path / "a", rows=["Pop", "Pop upside down"]))
     assert first is not None
     table = pl.read_csv(first / "tables" / "paper_table.csv")
     rows = {(row["row"], row["metric"]): row for row in table.to_dicts()}
     assert rows["Pop", "hr@10"]["verdict"] == "worse"
     assert rows["Pop", "ndcg@10"]["verdict"] == "better"
-    assert rows["Pop asked again", "hr@10"]["published"] is None
-    assert rows["Pop asked again", "hr@10"]["ours"] == rows["Pop", "hr@10"]["ours"]
+    assert rows["Pop upside down", "hr@10"]["published"] is None
+    assert rows["Pop upside down", "hr@10"]["ours"] < rows["Pop", "hr@10"]["ours"]  # asked after it, as itself again
     assert rows["KNN", "hr@10"]["note"] == "not fitted yet: run again"
     assert rows["Large", "hr@10"]["note"] == "for a GPU"
     assert rows["Unknown", "hr@10"]["note"] == "there is no recommender no-such-arm"
@@ -94,7 +106,7 @@ def test_rows_share_a_fit_and_cells_are_kept(
     assert (first / "figures" / "paper_table.png").is_file()
     printed = capsys.readouterr().out
     assert printed.startswith("# own: a small one")
-    assert "| Pop asked again | popularity |" in printed
+    assert "| Pop upside down | popularity |" in printed
     assert "leaky" in printed
     second = run_experiment(config(tmp_path / "b"))
     assert second is not None
@@ -134,6 +146,10 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
         paper_tables.Settings.of(config(tmp_path, rows=["Popp"]))
     with pytest.raises(ConfigError, match=r"protocol.target='?sales'?: expected one of ranking"):
         paper_tables.Settings.of(config(tmp_path, protocol={"target": "sales"}))
+    own = tmp_path / "extra" / "paper_table" / "own.yaml"
+    own.write_text(OWN + "  - {row: Wrong, arm: popularity, ask: {sing: 1}}\n")
+    with pytest.raises(ConfigError, match=r"row Wrong: ask \['sing'\]: popularity has no such option"):
+        run_experiment(config(tmp_path))
     with pytest.raises(ConfigError, match=r"3 figures; expected hr@10, ndcg@10"):
         TableRow(row="x", published={"a": "1/2/3"}).figures("a", ["hr@10", "ndcg@10"])
     assert Protocol().validation == "read"

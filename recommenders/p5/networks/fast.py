@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recommenders.p5.trie import Level, Trie, child_logits, step_losses
-from simenv.errors import ConfigError
+from simenv import checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +31,11 @@ class FastOptions:
     history: int = 100  # items read
 
     def __post_init__(self) -> None:
-        if self.embedding_size < 2 or self.embedding_size % (2 * self.heads):
-            raise ConfigError(
-                f"embedding_size={self.embedding_size}: expected a multiple of twice the heads (heads={self.heads})"
-            )
-        if self.layers < 1 or self.depth_layers < 1 or self.history < 1 or not 0 <= self.dropout < 1:
-            raise ConfigError(
-                f"layers={self.layers}, depth_layers={self.depth_layers}, history={self.history}, "
-                f"dropout={self.dropout}: expected at least 1, 1, 1 and a share in [0, 1)"
-            )
+        for name in ("embedding_size", "layers", "heads", "depth_layers", "history"):
+            checks.whole(name, getattr(self, name), 1)
+        fits = self.embedding_size % (2 * self.heads) == 0
+        checks.require(fits, "embedding_size", self.embedding_size, f"a multiple of twice the heads={self.heads}")
+        checks.share("dropout", self.dropout, open_high=True)
 
 
 class CausalEncoder(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recommenders.p5.language.text import PAD, Vocabulary
 from recommenders.p5.networks.prompt import MAX_WORDS, PromptNetwork
 from recommenders.p5.networks.t5_decoding import T5Scorer, encoded
+from simenv import checks
 from simenv.errors import ConfigError, MissingExtraError
 
 
@@ -31,17 +32,13 @@ class T5Options:
     lora: Mapping[str, Any] | None = None  # options of peft.LoraConfig
 
     def __post_init__(self) -> None:
-        if self.backbone not in ("t5", "llama"):
-            raise ConfigError(f"backbone={self.backbone}: expected t5 or llama")
-        if self.item_input not in ("pooled", "tokens"):
-            raise ConfigError(f"item_input={self.item_input}: expected pooled or tokens")
-        if self.layers < 1 or self.heads < 1 or self.embedding_size % self.heads:
-            raise ConfigError(
-                f"layers={self.layers}, heads={self.heads}, embedding_size={self.embedding_size}: "
-                "expected at least one layer and a width that the heads divide"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout}: expected a share in [0, 1)")
+        checks.one_of("backbone", self.backbone, ("t5", "llama"))
+        checks.one_of("item_input", self.item_input, ("pooled", "tokens"))
+        for name in ("embedding_size", "layers", "heads"):
+            checks.whole(name, getattr(self, name), 1)
+        fits = self.embedding_size % self.heads == 0
+        checks.require(fits, "embedding_size", self.embedding_size, f"a multiple of heads={self.heads}")
+        checks.share("dropout", self.dropout, open_high=True)
 
 
 def make_t5(options: T5Options, n_tokens: int) -> nn.Module:

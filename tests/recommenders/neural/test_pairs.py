@@ -154,8 +154,8 @@ def test_drawn_items_were_not_consumed():
     ("make", "message"),
     [
         (lambda: flat(NeuMF, hidden=[]), r"neumf: hidden=\[\]"),
-        (lambda: flat(NeuMF, loss="hinge"), "neumf: loss=hinge; expected one of bce, bpr, mse"),
-        (lambda: flat(SimpleX, loss="bpr"), "simplex: loss=bpr; expected one of cosine"),
+        (lambda: flat(NeuMF, loss="hinge"), "neumf: loss=hinge: expected one of bce, bpr, mse"),
+        (lambda: flat(SimpleX, loss="bpr"), "simplex: loss=bpr: expected one of cosine"),
         (lambda: flat(SimpleX, margin=1.0), "margin=1.0"),
         (lambda: flat(WideDeep, dropout=1.0), "dropout=1.0"),
         (lambda: flat(GraphRec, neighbours=0), "neighbours=0"),

@@ -138,9 +138,9 @@ def test_weights_of_another_shape_are_not_loaded(model, tmp_path):
         (lambda: flat(GRU4Rec, dropout=1.0), "dropout=1.0"),
         (lambda: flat(SASRec, history=0), "history=0"),
         (lambda: flat(SASRec, negatives=-1), "negatives=-1"),
-        (lambda: flat(SASRec, negatives=9), "negatives=9; expected 0, since cross_entropy"),
-        (lambda: flat(GRU4Rec, loss="hinge"), "loss=hinge; expected one of cross_entropy"),
-        (lambda: flat(SASRec, block="dense"), "block=dense; expected one of transformer, ligr"),
+        (lambda: flat(SASRec, negatives=9), "negatives=9: expected 0, cross_entropy takes"),
+        (lambda: flat(GRU4Rec, loss="hinge"), "loss=hinge: expected one of cross_entropy"),
+        (lambda: flat(SASRec, block="dense"), "block=dense: expected one of transformer, ligr"),
     ],
 )
 def test_wrong_options_are_an_error(make, message):

@@ -48,8 +48,8 @@ def test_a_state_depends_on_its_window_and_its_user_alone(model):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: flat(HGN, window=0), "hgn: window=0; expected 1 to history=50"),
-        (lambda: flat(Caser, window=7, history=6), "caser: window=7; expected 1 to history=6"),
+        (lambda: flat(HGN, window=0), "hgn: window=0: expected a whole number, 1 to 50"),
+        (lambda: flat(Caser, window=7, history=6), "caser: window=7: expected a whole number, 1 to 6"),
         (lambda: flat(Caser, vertical=0), "vertical=0"),
     ],
 )
