@@ -79,8 +79,9 @@ def build(folder: Path | str, *, svg: bool = False) -> Path:
     shown = _report_page(run, drawn)
     own = [path.stem for path in sorted((run.folder / "figures").glob("*.json"))]
     names = own + [path.stem for path, png in images.items() if png is not None and path.suffix == ".png"]
+    scripts = ["explore.js"] * bool(shown["data"]) + ["sort.js"] * bool(shown["tables"])
     texts: dict[Path, str | None] = {
-        page: render("report.html.j2", shown, scripts=["explore.js"] if shown["data"] else []),
+        page: render("report.html.j2", shown, scripts=scripts),
         run.folder / "report.md": texts_of.markdown(shown, names),
         run.folder / "report.json": texts_of.as_json(shown, names),
         run.folder / "claims.tex": texts_of.latex(run.claims) if run.claims else None,

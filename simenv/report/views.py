@@ -77,6 +77,7 @@ def table_view(name: str, frame: pl.DataFrame) -> dict[str, Any]:
     return {
         "name": name,
         "columns": frame.columns,
+        "numeric": [place for place, kind in enumerate(frame.dtypes) if kind.is_numeric()],
         "rows": list(frame.head(LONG_TABLE).iter_rows()),
         "hidden": max(len(frame) - LONG_TABLE, 0),
     }

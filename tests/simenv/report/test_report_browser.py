@@ -48,7 +48,7 @@ def visit(browser):
         page.on("console", lambda message: page.said.append(message.text))
         page.on("pageerror", lambda error: page.said.append(str(error)))
         page.on("request", lambda request: request.url.startswith(("file:", "data:")) or page.said.append(request.url))
-        context.set_default_timeout(5000)
+        context.set_default_timeout(30_000)  # a machine may be busy
         page.goto(path.resolve().as_uri())
         return page
 
@@ -100,6 +100,20 @@ def test_a_script_of_another_hand_is_not_run(reported_run, visit, tmp_path):
     page = visit(tmp_path / "planted.html")
     assert page.title() != "planted"
     assert "Content Security Policy" in "".join(page.said)
+
+
+def test_a_runs_own_tables_sort(reported_run, visit):
+    page = visit(reported_run / "report.html")
+    table = page.locator("#tables table").first
+    head = table.locator("th.n").first
+    column = head.evaluate("(head) => head.cellIndex")
+    cells = table.locator(f"tbody td:nth-child({column + 1})")
+    before = [float(cell.get_attribute("data-value")) for cell in cells.all()]
+    assert len(set(before)) > 1
+    for direction in (True, False):
+        head.get_by_role("button").click()
+        assert [float(cell.get_attribute("data-value")) for cell in cells.all()] == sorted(before, reverse=direction)
+    assert page.said == []
 
 
 def test_a_head_sorts_its_column(visit, tmp_path):
