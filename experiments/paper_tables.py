@@ -44,7 +44,7 @@ from simenv.slates import SeesDataset
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VERSION = 1  # of what a cell holds: raise it when the same settings would give other figures
+VERSION = 2  # of what a cell holds: raise it when the same settings would give other figures
 LOWER_IS_BETTER = ("rmse", "mae")
 
 

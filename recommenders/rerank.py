@@ -18,9 +18,10 @@ from recommenders.popularity import random_slates
 from simenv.candidates import Candidates
 from simenv.datasets.base import Dataset, Interactions, LongArray
 from simenv.errors import ConfigError, RecommenderError
+from simenv.events import Events
 from simenv.metrics.reference import genre_weights
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import Rehearses, SeesDataset, SeesTruth, Slates, asks_model
+from simenv.slates import Measures, Rehearses, SeesDataset, SeesTruth, Slates, asks_model
 
 
 class Wrapper(Recommender):
@@ -42,6 +43,14 @@ class Wrapper(Recommender):
         """Show `base` the truth, if it wants to see it."""
         if isinstance(self.base, SeesTruth):
             self.base.bind_truth(utility)
+
+    def remember(self, new: Interactions) -> None:
+        super().remember(new)
+        self.base.remember(new)
+
+    def measures(self, events: Events) -> Mapping[str, float]:
+        """What `base` measures of the impressions of a round, where it measures something."""
+        return self.base.measures(events) if isinstance(self.base, Measures) else {}
 
     @property
     def accounting(self) -> dict[str, Any] | None:

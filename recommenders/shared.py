@@ -139,6 +139,11 @@ class Shared(Recommender):
                 return part.dry_run(users, slates, key, pages=round(pages * share))
         raise ConfigError(f"{self.name}: neither recommender asks a language model")
 
+    def remember(self, new: Interactions) -> None:
+        super().remember(new)
+        for name, part in self.parts.items():
+            part.remember(self._seen(new, name, 0))
+
     def save(self, folder: Path) -> None:
         super().save(folder)
         for name, part in self.parts.items():

@@ -108,7 +108,11 @@ class Attn2SeqNetwork(WritingNetwork):
 
 class NRTNetwork(WritingNetwork):
     """Neural rating and tips (Li et al. 2017, "Neural rating regression with abstractive tips generation for
-    recommendation", eqs. 2 to 17): a feed-forward network gives stars; user, item and these stars start a GRU.
+    recommendation"): three tasks that share the vectors of users and items.
+
+    A feed-forward network gives stars; another tells which words the text of the pair has, whatever their order; a GRU
+    writes. User, item, the stars and what the second network knows start the GRU, and user, item and stars are seen at
+    every word, as in the authors' code. There the words told are those of the review; here those of what is written.
     """
 
     LEVELS = 6  # stars are told to the GRU rounded, 0 to 5
@@ -116,21 +120,38 @@ class NRTNetwork(WritingNetwork):
     def __init__(self, *sizes: Any, layers: int, dropout: float) -> None:
         super().__init__(*sizes)
         size = self.words.embedding_dim
-        wide = [nn.Linear(2 * size, size), nn.Sigmoid()]
-        for _ in range(layers - 1):
-            wide += [nn.Linear(size, size), nn.Sigmoid()]
-        self.rating = nn.Sequential(*wide, nn.Linear(size, 1))
-        self.begin = nn.Linear(2 * size + self.LEVELS, size)
+        self.rating = nn.Sequential(*sigmoids(2 * size, size, layers), nn.Linear(size, 1))
+        self.about, self.told = (
+            nn.Sequential(*sigmoids(2 * size, size, layers)),
+            nn.Linear(size, self.words.num_embeddings),
+        )
+        self.begin, self.join = nn.Linear(3 * size + self.LEVELS, size), nn.Linear(4 * size + self.LEVELS, size)
         self.gru, self.dropout = nn.GRU(size, size, batch_first=True), nn.Dropout(dropout)
 
+    def pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Vectors of user and item side by side, (B, 2 d)."""
+        return torch.cat([self.users(users), self.items(items)], dim=1)
+
     def next_words(self, users: Tensor, items: Tensor, features: Tensor, written: Tensor) -> Tensor:
-        told = self.stars(users, items).detach().round().long().clamp(0, self.LEVELS - 1)
-        known = torch.cat([self.users(users), self.items(items), F.one_hot(told, self.LEVELS)], dim=1)
-        states, _ = self.gru(self.dropout(self.words(written)), self.begin(known).tanh()[None])
-        return cast(Tensor, self.output(self.dropout(states)))
+        pairs = self.pairs(users, items)
+        level = self.stars(users, items).detach().round().long().clamp(0, self.LEVELS - 1)
+        known = torch.cat([pairs, F.one_hot(level, self.LEVELS)], dim=1)
+        words = self.dropout(self.words(written))
+        states, _ = self.gru(words, self.begin(torch.cat([known, self.about(pairs)], dim=1)).tanh()[None])
+        seen = torch.cat([states, words, known[:, None].expand(-1, written.shape[1], -1)], dim=2)
+        return cast(Tensor, self.output(self.dropout(self.join(seen).tanh())))
 
     def stars(self, users: Tensor, items: Tensor) -> Tensor:
-        return self.mean + cast(Tensor, self.rating(torch.cat([self.users(users), self.items(items)], dim=1))[:, 0])
+        return self.mean + cast(Tensor, self.rating(self.pairs(users, items))[:, 0])
+
+    def loss(self, users: Tensor, items: Tensor, stars: Tensor, features: Tensor, texts: Tensor) -> Tensor:
+        told = self.told(self.about(self.pairs(users, items)))[:, None].expand(-1, texts.shape[1], -1)
+        return super().loss(users, items, stars, features, texts) + self.word_loss(told, texts)
+
+
+def sigmoids(width: int, size: int, layers: int) -> list[nn.Module]:
+    """`layers` layers with sigmoids, the first one from `width` features."""
+    return [part for n in range(layers) for part in (nn.Linear(size if n else width, size), nn.Sigmoid())]
 
 
 class PETERNetwork(WritingNetwork):

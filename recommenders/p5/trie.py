@@ -289,7 +289,8 @@ def step_losses(
     level = trie.levels[depth]
     if level.child_nodes.shape[1] == 1:
         return None
-    nodes = trie.path_nodes[items, depth]
+    # Of a level with one node, such as the first, all targets have the same children: nothing is copied for each.
+    nodes = trie.path_nodes[items, depth] if level.n_nodes > 1 else items.new_zeros(1)
     logits = child_logits(hidden[:, None], output, level.child_tokens[nodes][:, None], bias)[:, 0].float()
     logits = logits.masked_fill(level.child_nodes[nodes] < 0, NEVER)
     return torch.nn.functional.cross_entropy(logits, trie.path_children[items, depth], reduction="none")

@@ -127,8 +127,15 @@ def plot_concentration(metrics: pl.DataFrame) -> Figure:
 
 
 def plot_codes(metrics: pl.DataFrame) -> Figure:
-    """How unequally item codes are shown: Gini and entropy of impressions per token and round, level by level."""
-    return plot_metric_panels(metrics, sorted(name for name in metrics["metric"].unique() if name.startswith("code_")))
+    """How unequally item codes are shown: Gini and entropy of impressions per token and round, level by level.
+
+    Raises:
+        DataError: if no arm spells items as codes.
+    """
+    names = sorted(name for name in metrics["metric"].unique() if name.startswith("code_"))
+    if not names:
+        raise DataError("metrics: no arm spells items as codes")
+    return plot_metric_panels(metrics, names)
 
 
 def plot_engagement(metrics: pl.DataFrame) -> Figure:

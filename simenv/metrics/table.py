@@ -330,11 +330,17 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
+CODE_LABELS = {"code_gini_level": "Gini", "code_entropy_level": "entropy"}  # of recommenders that spell items as codes
 
 
 def metric_label(name: str) -> str:
     """The words for a metric's axis; those of one that simenv does not have are its name."""
-    return BY_NAME[name].label if name in BY_NAME else name
+    if name in BY_NAME:
+        return BY_NAME[name].label
+    for of_codes, words in CODE_LABELS.items():
+        if name.startswith(of_codes):
+            return f"{words} of code tokens, level {name.removeprefix(of_codes)}"
+    return name
 
 
 def metric_rows(

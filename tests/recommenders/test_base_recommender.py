@@ -10,7 +10,8 @@ from recommenders.factors import ALS
 from recommenders.linear import EASE
 from recommenders.neighbours import ItemKNN, SeqKNN
 from recommenders.popularity import Popularity
-from recommenders.rerank import Calibrated
+from recommenders.rerank import Calibrated, PopularityPenalty
+from recommenders.shared import Shared
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log
 from simenv.candidates import Candidates
 from simenv.datasets.base import Interactions
@@ -159,8 +160,19 @@ def test_neither_score_nor_recommend_is_an_error():
         recommender.recommend(np.arange(2), 3, key=KEY)
 
 
-@pytest.mark.parametrize("make", [ItemKNN, SeqKNN, EASE, ALS, Popularity])
-def test_what_is_remembered_is_read_and_not_learned(make):
+@pytest.mark.parametrize(
+    ("make", "reads"),
+    [
+        (ItemKNN, True),
+        (SeqKNN, True),
+        (EASE, True),
+        (ALS, False),
+        (Popularity, False),
+        (lambda: PopularityPenalty(SeqKNN()), True),
+        (lambda: Shared(SeqKNN(), SeqKNN()), True),
+    ],
+)
+def test_what_is_remembered_is_read_and_not_learned(make, reads):
     log = small_log()
     new = log.take(log.users == 3).take(slice(0, 2))
     new = replace(new, users=np.full(2, 5, np.int32), times=np.array([1000, 1001]))
@@ -170,7 +182,7 @@ def test_what_is_remembered_is_read_and_not_learned(make):
     recommender.remember(new)
     after = recommender.scores(np.arange(40))
     changed = (before != after).any(axis=1)
-    assert changed.tolist() == [user == 5 and make in (ItemKNN, SeqKNN, EASE) for user in range(40)]
+    assert changed.tolist() == [user == 5 and reads for user in range(40)]
     with pytest.raises(RecommenderError, match="remember with a log of 9 items; expected 60, as fitted"):
         recommender.remember(Interactions.empty(40, 9))
 

@@ -10,6 +10,7 @@ from recommenders.rerank import Calibrated, EpsilonGreedy, PopularityPenalty
 from recommenders.testing import KEY, RecommenderSuite, small_dataset, small_log, small_truth
 from simenv.candidates import Candidates
 from simenv.errors import ConfigError, RecommenderError
+from simenv.events import Events
 from simenv.randomness import Key
 
 USERS = np.arange(40)
@@ -33,6 +34,16 @@ class TestExplorationAroundOracle(RecommenderSuite):
 class TestExplorationAroundPenalty(RecommenderSuite):
     def make(self):
         return EpsilonGreedy(PopularityPenalty(ItemKNN()), epsilon=0.3)
+
+
+def test_what_the_base_measures_is_measured_through_wrappers():
+    class Measuring(ItemKNN):
+        def measures(self, events):
+            return {"shown": float(len(events))}
+
+    events = Events.empty()
+    assert EpsilonGreedy(PopularityPenalty(Measuring())).measures(events) == {"shown": 0.0}
+    assert EpsilonGreedy(ItemKNN()).measures(events) == {}
 
 
 # -- popularity penalty ---------------------------------------------------------------------------------------

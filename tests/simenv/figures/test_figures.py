@@ -144,6 +144,25 @@ def test_panels_leave_out_what_was_not_measured(metrics):
         figures.plot_concentration(metrics.filter(pl.col("metric") == "ctr"))
 
 
+def test_codes_get_a_panel_for_each_level_of_gini_and_of_entropy(metrics):
+    names = {"gini": "code_gini_level1", "coverage": "code_entropy_level1", "ctr": "code_gini_level2"}
+    coded = metrics.filter(pl.col("metric").is_in(list(names)) & (pl.col("arm") == "als"))
+    coded = coded.with_columns(pl.col("metric").replace(names))
+    figure = figures.plot_codes(pl.concat([metrics, coded]))
+    assert [panel.get_title(loc="left") for panel in figure.axes] == [
+        "entropy of code tokens, level 1",
+        "Gini of code tokens, level 1",
+        "Gini of code tokens, level 2",
+    ]
+    expected = metric_series(metrics, "gini")["als", "loop"].values.mean(axis=0)
+    np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), expected)
+    words = texts(figure)
+    assert "als" in words
+    assert "random" not in words  # an arm without codes
+    with pytest.raises(DataError, match="no arm spells items as codes"):
+        figures.plot_codes(metrics)
+
+
 @pytest.mark.parametrize("draw", [figures.plot_engagement, figures.plot_concentration, figures.plot_calibration])
 def test_panels_show_loop_and_primary_control_only(metrics, draw):
     words = texts(draw(metrics))
