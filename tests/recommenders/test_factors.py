@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recommenders.factors import ALS, BPR, MF
+from recommenders.base import user_items
+from recommenders.factors import ALS, BPR, MF, PureSVD
 from recommenders.popularity import Popularity
 from recommenders.testing import KEY, small_log
 from simenv.candidates import Candidates
@@ -159,3 +160,13 @@ def test_mf_beats_item_means_on_movielens():
     item_rmse = np.sqrt(np.mean((mean + item_bias[items[test]] - ratings[test]) ** 2))
     assert rmse < 0.915  # measured: .905
     assert rmse < item_rmse - 0.08  # measured: 1.015
+
+
+def test_puresvd_is_the_truncated_decomposition():
+    log = small_log()
+    recommender = PureSVD(embedding_size=7)
+    recommender.fit(log, key=KEY)
+    consumed = user_items(log, binary=True).toarray().astype(float)
+    left, singular, right = np.linalg.svd(consumed, full_matrices=False)
+    expected = (left[:, :7] * singular[:7]) @ right[:7]
+    np.testing.assert_allclose(recommender.scores(np.arange(40)), expected, atol=2e-6)
