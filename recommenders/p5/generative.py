@@ -273,7 +273,8 @@ class GenerativeRecommender(Recommender):
     def _scored_at_once(self, n: int) -> int:
         """How many of n users the whole catalogue is scored for at once, to bound memory."""
         widest = max(level.child_nodes.numel() + level.n_nodes * self._widest() for level in self.trie.levels)
-        return max(1, min(n, 2**27 // widest))
+        at_once = 2**23 if self.device.type == "cpu" else 2**27  # a CPU is quicker while all of it fits its cache
+        return max(1, min(n, at_once // widest))
 
     def score_histories(self, histories: Histories, users: LongArray) -> NDArray[np.float32]:
         """`item_scores` on the CPU."""
