@@ -1,9 +1,10 @@
-"""What the arms of +experiment=recloop2026 take at larger sizes: fitting, a round with its retraining, memory.
+"""What the arms of +experiment=recloop2026 take at larger sizes: fitting, rounds with their retraining, memory.
 
-Each cell is a process of its own that plays a few rounds; 15 rounds are planned from them (fit + 15 x round), in CPU
-seconds of one thread, so that other work on the machine does not count. Cells are kept: a second call goes on.
+Each cell is a process of its own that plays `--rounds` rounds of one arm, in CPU seconds of one thread, so that other
+work on the machine does not count; 15 rounds are planned from them where fewer are played. Cells are kept: a second
+call goes on.
 
-    python benchmarks/p5_loop.py --users 300 1250 5000 --items 1000 --rounds 2 --out runs/p5_loop.csv
+    python benchmarks/p5_loop.py --users 300 1250 5000 --items 300 --rounds 15 --out runs/p5_loop.csv
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ARMS = ("random", "popularity", "itemknn", "p5-collaborative", "p5-fast", "p5-semantic", "sasrec")
-COLUMNS = ("arm", "users", "items", "rounds", "fit_s", "round_s", "planned_15_rounds_min", "peak_gb")
+COLUMNS = ("arm", "users", "items", "rounds", "fit_s", "first_s", "last_s", "minutes_of_15_rounds", "peak_gb")
 
 
 def cell(arm: str, users: int, items: int, rounds: int) -> list[str]:
@@ -46,17 +47,17 @@ def cell(arm: str, users: int, items: int, rounds: int) -> list[str]:
         started = time.process_time()
         platform.step()
         spent.append(time.process_time() - started)
-    a_round = min(spent)  # the first one compiles
-    planned = (fit + 15 * a_round) / 60
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return [arm, *map(str, (users, items, rounds)), f"{fit:.1f}", f"{a_round:.2f}", f"{planned:.1f}", f"{peak:.2f}"]
+    minutes = (fit + spent[0] + 14 / max(1, rounds - 1) * sum(spent[1:])) / 60  # the first round compiles
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    sizes = [arm, *map(str, (users, items, rounds))]
+    return [*sizes, *(f"{value:.2f}" for value in (fit, spent[0], spent[-1], minutes, peak))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, nargs="+", default=[300, 1250, 5000])
-    parser.add_argument("--items", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--items", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=15, help="at least 2")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--out", type=Path, default=Path("runs/p5_loop.csv"))
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)

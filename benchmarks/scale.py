@@ -1,7 +1,7 @@
 """What outgrows one process: users in shards, a million items, files of 25 million ratings, 10,000 LLM users.
 
     python benchmarks/scale.py users [--users 10000000 --shard 250000 --items 1000 --rounds 5] --out FOLDER
-    python benchmarks/scale.py items [--pairs 100000x100000 ...] [--arms popularity als itemknn two-stage p5] --out FILE
+    python benchmarks/scale.py items [--pairs 100000x100000 ...] [--arms popularity als itemknn two-stage p5-fast] --out FILE
     python benchmarks/scale.py read [--rows 25000000] [--keep FOLDER]
     python benchmarks/scale.py llm [--users 10000 --rounds 5 --latency .2]
 
@@ -53,7 +53,8 @@ def peak_gb() -> float:
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     """A table on standard output."""
     print(title)
-    names = list(rows[0])
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    rows = [dict.fromkeys(names, "") | row for row in rows]
     cells = [
         [f"{row[name]:,.4g}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows
     ]
@@ -184,7 +185,10 @@ def users(given: argparse.Namespace) -> dict[str, Any]:
 
 # -- items --------------------------------------------------------------------------------------------------------
 
-CHANGES = {"p5-fast": {"epochs": 1}}
+# P5 on few steps: one pass, in batches that suit many users. Codes of co-occurrence alone grow by levels.
+CHANGES: dict[str, dict[str, Any]] = {
+    "p5-fast": {"index": {"name": "collaborative"}, "training": {"epochs": 1, "batch_size": 64, "learning_rate": 0.004}}
+}
 
 
 def items(arm: str, n_users: int, n_items: int) -> dict[str, Any]:
@@ -206,6 +210,8 @@ def items(arm: str, n_users: int, n_items: int) -> dict[str, Any]:
     recommender = build(spec_from_conf("recommender", arm) | CHANGES.get(arm, {}), arm)
     platform = Platform(world, users, recommender, seed=0, mode="frozen", schedule=Schedule(slate_size=K))
     found["fit_s"] = mark()
+    found |= codes_of(recommender)
+    mark()
     platform.step()  # compiles what is not compiled yet
     mark()
     platform.step()
@@ -221,6 +227,15 @@ def items(arm: str, n_users: int, n_items: int) -> dict[str, Any]:
     metric_rows(platform.round_events, reference, seed=0, arm=arm, mode="frozen")
     found["metrics_s"] = mark()
     return found | {"peak_gb": peak_gb()}
+
+
+def codes_of(recommender: Any) -> dict[str, Any]:
+    """How a generative recommender spells items: levels, tokens and nodes of the trie, weights; nothing for others."""
+    if not hasattr(recommender, "trie"):
+        return {}
+    weights = sum(values.numel() for values in recommender.network.parameters())
+    index, trie = recommender.index, recommender.trie
+    return {"levels": index.depth, "tokens": sum(index.sizes), "nodes": trie.n_nodes, "weights": weights}
 
 
 def each_size(given: argparse.Namespace) -> list[dict[str, Any]]:

@@ -113,30 +113,27 @@ class ItemIndex:
         codes = np.full((total, self.depth), -1, np.int64)
         codes[stays] = self.codes[stays]
         nodes, node_of = np.unique(self.codes[:, :-1], axis=0, return_inverse=True)
-        taken = np.zeros((len(nodes), self.sizes[-1]), np.bool_)
-        taken[node_of.reshape(-1)[stays], self.codes[stays, -1]] = True
-        if self._last_token_is_unique():
-            taken |= taken.any(axis=0)
+        unique, size = len(np.unique(self.codes[:, -1])) == self.n_items, self.sizes[-1]
+        # Where the last token alone names an item, as in `independent`, all nodes share one set of free tokens.
+        table_of = np.zeros(len(nodes), np.int64) if unique else np.arange(len(nodes))
+        taken = np.zeros((1 if unique else len(nodes), size), np.bool_)
+        taken[table_of[node_of.reshape(-1)[stays]], self.codes[stays, -1]] = True
+        load = taken.sum(axis=1)
         for item, neighbour in zip(items, np.asarray(neighbours, np.int64), strict=True):
-            load = taken.sum(axis=1)
+            if load.min() == size:
+                raise ConfigError(f"index {self.name}: no spare leaf is left; expected a larger `spare`")
             shared = np.zeros(len(nodes), np.int64)
             if neighbour >= 0:
                 shared = np.cumprod(nodes == codes[neighbour, :-1], axis=1).sum(axis=1)
-            full = load == self.sizes[-1]
-            if full.all():
-                raise ConfigError(f"index {self.name}: no spare leaf is left; expected a larger `spare`")
-            node = np.lexsort((load, -shared, full))[0]
-            token = int(np.argmin(taken[node]))
+            free = size - load[table_of]
+            node = int(np.where(free > 0, shared * (size + 1) + free, -1).argmax())  # nearest, then emptiest
+            token = int(np.argmin(taken[table_of[node]]))
             codes[item] = [*nodes[node], token]
-            taken[:, token] |= self._last_token_is_unique()
-            taken[node, token] = True
+            taken[table_of[node], token] = True
+            load[table_of[node]] += 1
         if (codes < 0).any():
             raise DataError(f"index {self.name}: new items leave gaps; expected rows from {self.n_items} on")
         return replace(self, codes=codes.astype(np.int32), version=self.version + 1)
-
-    def _last_token_is_unique(self) -> bool:
-        """Whether the last token alone names the item, as in `independent` and hybrids that end in it."""
-        return len(np.unique(self.codes[:, -1])) == self.n_items
 
     def save(self, path: Path) -> None:
         """Write the index as one JSON file."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recommenders.p5.indexes.base import IndexSource, Paths, with_collision_token
+from recommenders.p5.indexes.base import IndexSource, Paths, digits, with_collision_token
 from simenv.errors import ConfigError
 from simenv.numeric import DoubleArray
 
@@ -55,7 +55,8 @@ def collaborative_codes(
 
     Clusters larger than `leaf_size` are split again, `clusters` ways at most, by spectral clustering of their own
     co-occurrence (Ng, Jordan and Weiss 2001). Shorter paths are padded with token 0 before the last token, which
-    numbers the items of a leaf, most frequent first. Items without interactions share a branch.
+    numbers the items of a leaf, most frequent first. Items without interactions share a branch, which is cut by number
+    where they are more than `clusters` leaves hold.
 
     Args:
         source: training prefixes.
@@ -73,7 +74,11 @@ def collaborative_codes(
     _split(counts, warm, (), clusters, leaf_size, rng, paths)
     cold = np.setdiff1d(np.arange(source.n_items), warm)
     branch = 1 + max((path[0] for path in paths.values() if path), default=-1)
-    paths.update({int(item): (branch,) for item in cold})
+    further: Any = [()] * len(cold)
+    if len(cold) > clusters * leaf_size:  # one node for all of them would make every node as wide
+        numbers = np.arange(len(cold)) // leaf_size
+        further = map(tuple, digits(numbers, len(numbers), clusters).tolist())
+    paths.update({int(item): (branch, *below) for item, below in zip(cold, further, strict=True)})
     depth = max(1, max(map(len, paths.values())))
     table = np.zeros((source.n_items, depth), np.int64)
     for item, path in paths.items():
@@ -168,6 +173,8 @@ def svd_codes(source: IndexSource, rng: np.random.Generator, *, levels: int = 3,
 
 def nearest_by_cooccurrence(source: IndexSource, items: NDArray[Any], *, window: int = 3) -> NDArray[np.int64]:
     """For each of `items` the other item it co-occurs with most, (m,); -1 where there is none."""
-    rows = cooccurrence(source, window)[np.asarray(items, np.int64)].toarray()
-    rows[:, items] = 0
-    return np.where(rows.max(axis=1) > 0, rows.argmax(axis=1), -1)
+    rows = cooccurrence(source, window)[np.asarray(items, np.int64)]
+    rows.sum_duplicates()
+    rows.data[np.isin(rows.indices, items)] = 0
+    most = np.asarray(rows.max(axis=1).todense()).ravel()
+    return np.where(most > 0, np.asarray(rows.argmax(axis=1)).ravel(), -1)

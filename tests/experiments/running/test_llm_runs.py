@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -16,7 +18,7 @@ from omegaconf import OmegaConf
 from experiments.running.course import run_experiment
 from experiments.running.design import CONF
 from simenv.errors import BudgetExhausted, ConfigError
-from simenv.language_models.fake_server import LLMServer
+from simenv.language_models.fake_server import LLMServer, Reply, Seen
 from simenv.report.explore import explore
 from simenv.report.run_data import read_run
 
@@ -119,22 +121,66 @@ def test_budget_stop_and_resume_with_a_larger_one_then_replay(server: LLMServer,
         assert path.read_bytes() == (replayed / "events" / path.name).read_bytes()
 
 
+def killed_after(calls: int, config: dict[str, Any]) -> None:
+    """Start a run in a process of its own, which is killed once more calls than these are answered."""
+    program = (
+        "import json, os, sys\nfrom experiments.running.course import run_experiment\n"
+        "from simenv.language_models.limits import Budgeted\nreal, calls = Budgeted.complete, []\n"
+        "async def complete(self, request):\n    answer = await real(self, request)\n    calls.append(1)\n"
+        f"    if len(calls) > {calls}: os.kill(os.getpid(), 9)\n    return answer\n"
+        "Budgeted.complete = complete\nrun_experiment(json.loads(sys.argv[1]))"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, json.dumps(config)], cwd=CONF.parent, timeout=300)
+    assert killed.returncode == -9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_calls", [9, 40, 90])
+def test_users_who_talk_are_killed_and_go_on_with_the_same_bytes(
+    server: LLMServer, tmp_path: Path, n_calls: int
+) -> None:
+    """Posts and chats said before a kill are heard after it; a replay of the resumed run hears them too."""
+    talking = (
+        "n_users=12", "n_items=40", "rounds=5", "dataset.mean_degree=4", "agent.friends_told=4", "agent.posts=0.8",
+        "agent.chats=0.8", "checkpoint_every=1", "llm.model=fake",
+    )  # fmt: skip
+    openai = ("llm=openai", f"llm.base_url={server.base_url}")
+    server.script = _varied
+    whole = run_experiment(settings(tmp_path / "whole", *talking, *openai))
+    folder = tmp_path / "killed"
+    killed_after(n_calls, settings(folder, *talking, *openai))
+    run_experiment(settings(folder, *talking, *openai, f"resume={folder}"))
+    cache = f"llm.cache={folder / 'llm-cache.sqlite'}"
+    replayed = run_experiment(settings(tmp_path / "again", *talking, "llm=replay", cache))
+    assert whole is not None
+    assert replayed is not None
+    cards = [json.loads((run / "run_card.json").read_text())["llm"] for run in (whole, folder)]
+    assert cards[0]["posts"] > 5 < cards[0]["chats"]
+    for name in ("calls", "cached", "posts", "chats", "pages", "prompt_tokens"):
+        assert cards[1][name] == cards[0][name], name
+    written = [*whole.glob("events/*"), *whole.glob("heard/*"), whole / "metrics.csv", whole / "transcripts.json"]
+    kinds = pl.read_parquet(list(whole.glob("heard/*")))["kind"].cast(pl.String).unique()
+    assert {"post", "chat"} <= set(kinds)
+    for path in written:
+        for run in (folder, replayed):
+            assert (run / path.relative_to(whole)).read_bytes() == path.read_bytes(), (run, path)
+
+
+def _varied(number: int, seen: Seen) -> Reply | None:
+    """What is said depends on who says it, so that a word that comes to the wrong user changes a byte."""
+    if "# The page" in seen.prompt:
+        return None
+    mark = zlib.crc32(seen.prompt.encode())
+    return Reply(content=f"You: I took number {mark}.\nFriend: And I {mark % 97}.")
+
+
 def test_a_kill_changes_no_account(server: LLMServer, tmp_path: Path) -> None:
     """Killed in its second round, a run's calls and tokens are in the end those of a run that nobody stopped."""
     openai = ("llm=openai", "llm.model=fake", f"llm.base_url={server.base_url}", "llm.price_prompt=1", "rounds=3")
     whole = run_experiment(settings(tmp_path / "whole", *openai, "checkpoint_every=1"))
     assert whole is not None
     folder, n_seen = tmp_path / "killed", len(server.seen)
-    program = (
-        "import json, os, sys\nfrom experiments.running.course import run_experiment\n"
-        "from simenv.language_models.limits import Budgeted\nreal, calls = Budgeted.complete, []\n"
-        "async def complete(self, request):\n    answer = await real(self, request)\n    calls.append(1)\n"
-        "    if len(calls) > 10: os.kill(os.getpid(), 9)\n    return answer\n"
-        "Budgeted.complete = complete\nrun_experiment(json.loads(sys.argv[1]))"
-    )
-    config = settings(folder, *openai, "checkpoint_every=1")
-    killed = subprocess.run([sys.executable, "-c", program, json.dumps(config)], cwd=CONF.parent, timeout=120)
-    assert killed.returncode == -9
+    killed_after(10, settings(folder, *openai, "checkpoint_every=1"))
     assert not (folder / "run_card.json").exists()
     run_experiment(settings(folder, *openai, "checkpoint_every=1", f"resume={folder}"))
     cards = [json.loads((run / "run_card.json").read_text())["llm"] for run in (whole, folder)]

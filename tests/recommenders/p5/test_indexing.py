@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from recommenders.p5.indexes.base import (
 from recommenders.p5.indexes.build import build_index
 from recommenders.p5.indexes.clustering import cooccurrence, nearest_by_cooccurrence, spectral_clusters
 from recommenders.p5.indexes.simple import sequential_codes
+from recommenders.p5.trie import Trie
 from simenv.datasets.base import Catalog, Interactions
 from simenv.errors import ConfigError, DataError, RunDirectoryError
 from simenv.training.histories import Histories
@@ -242,6 +245,26 @@ def test_items_without_interactions_are_indexed_too():
     for name, options in ALL:
         index = build_index(name, cold, np.random.default_rng(0), **options)
         np.testing.assert_array_equal(index.items_of(index.codes), np.arange(N_ITEMS))
+
+
+def test_a_catalogue_of_mostly_cold_items_grows_by_levels():
+    """No node as wide as the catalogue, no table of all items by all items when items find their place later."""
+    n_items = 6_000
+    log = replace(block_log(), n_items=n_items)
+    cold = IndexSource(histories=Histories.from_log(log))
+    clusters = {"clusters": 6, "leaf_size": 20}
+    index = build_index("collaborative", cold, np.random.default_rng(0), spare=4, **clusters)
+    assert max(level.child_nodes.shape[1] for level in Trie.build(index.codes).levels) <= 20
+    hybrid = build_index("collaborative+independent", cold, np.random.default_rng(0), spare=400, **clusters)
+    fresh = N_ITEMS + np.arange(300)
+    tracemalloc.start()
+    beside = nearest_by_cooccurrence(IndexSource(histories=Histories.from_log(log)), fresh)
+    moved = hybrid.place(fresh, np.where(fresh % 2, fresh % N_ITEMS, beside))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < n_items**2 / 4
+    np.testing.assert_array_equal(moved.codes[fresh[1::2], :-1], hybrid.codes[fresh[1::2] % N_ITEMS, :-1])
+    assert len(np.unique(moved.codes[:, -1])) == n_items
 
 
 def test_moved_items_leave_their_old_leaf():
