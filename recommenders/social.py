@@ -32,8 +32,8 @@ def friends_of(dataset: Dataset, name: str) -> Friends:
 
 
 class Social(Recommender):
-    """Recommends what friends consumed (social filtering, Groh and Ehmig 2007, "Recommendations in taste related
-    domains").
+    """Recommends what friends consumed: friends in the place of collaborative filtering's similar users, as in Konstas,
+    Stathopoulos and Jose 2009 ("On social networks and collaborative recommendation"), without their random walk.
 
     score(u, i) = friends of u who consumed i + popularity_i / (1 + the largest popularity): friends decide, popularity
     breaks their ties and serves those whose friends are silent.
