@@ -7,9 +7,9 @@ A loader is a callable with keyword arguments ``n_users``, ``n_items``, ``seed``
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
+from simenv import checks
 from simenv.datasets.amazon import amazon
 from simenv.datasets.base import Catalog, Dataset, Head, Interactions, RatingScale, Tastes
 from simenv.datasets.friends import Friends
@@ -62,7 +62,7 @@ def load(name: str, **options: Any) -> Dataset:
     if name not in LOADERS:
         raise ConfigError(f"dataset={name!r}; expected one of {', '.join(LOADERS)}")
     loader = LOADERS[name]
-    known = signature(loader).parameters
+    known = checks.parameters(loader) or {}
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(f"dataset={name}: unknown option {unknown[0]!r}; expected one of {', '.join(known)}")
     return loader(**options)

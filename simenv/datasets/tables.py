@@ -65,10 +65,7 @@ class Table:
                 raise DataError(f"{path}: no readable Parquet file ({str(error).splitlines()[0]})") from None
             self.lines: LongArray = np.arange(self.frame.height) + 1
         elif suffix in TEXT:
-            names, rows, lines = self._read(suffix, separator, columns, skip)
-            fields = zip(*rows, strict=True) if rows else ([] for _ in names)
-            self.frame = pl.DataFrame({n: pl.Series(n, f, pl.String()) for n, f in zip(names, fields, strict=True)})
-            self.lines = np.array(lines, np.int64)
+            self.frame, self.lines = self._read(suffix, separator, columns, skip)
         else:
             raise DataError(f"{path}: unknown kind of file {suffix!r}; expected {', '.join(TEXT)} or .parquet")
         if self.frame.height == 0:
@@ -78,8 +75,10 @@ class Table:
 
     def _read(
         self, suffix: str, separator: str | None, columns: Sequence[str] | None, skip: int
-    ) -> tuple[list[str], list[list[str]], list[int]]:
-        """Names, rows and the line each row starts in."""
+    ) -> tuple[pl.DataFrame, LongArray]:
+        """The rows as texts, and the line each row starts in."""
+        import polars as pl
+
         text = read_text(self.path, "utf-8")
         for _ in range(skip):
             text = text.partition("\n")[2]
@@ -87,39 +86,41 @@ class Table:
         separator = _separator(self.path, suffix, first) if separator is None else SEPARATORS.get(separator, separator)
         if separator != "::" and (len(separator) != 1 or separator in '"\r\n'):
             raise ConfigError(f"separator={separator!r}: expected one character, '::', or {', '.join(SEPARATORS)}")
-        quoted = separator in ",;|" or first.startswith('"')
-        found = self._fields(text, separator, quoted=quoted)
-        names = list(columns) if columns is not None else [name.strip() for name in next(found, (1, [""]))[1]]
+        csv_rules = separator != "::" and (separator in ",;|" or first.startswith('"'))
+        if csv_rules and ('"' in text or text.count("\r") > text.count("\r\n")):
+            found = list(self._quoted(text, separator))
+            fields = pl.Series([row for _, row in found], dtype=pl.List(pl.String()))
+            lines = np.array([number for number, _ in found], np.int64)
+            blank = (fields.list.len() == 0) | ((fields.list.len() == 1) & (fields.list.first() == ""))
+        else:  # lines end at LF or CRLF alone, not at what Unicode calls an end
+            whole = pl.Series([text.removesuffix("\n")]).str.split("\n").explode().str.strip_suffix("\r")
+            fields, lines = whole.str.split(separator), np.arange(len(whole)) + 1
+            blank = whole == "" if csv_rules else whole.str.strip_chars() == ""
+        names = list(columns) if columns is not None else [name.strip() for name in fields[0]]
         if all(_TYPED.fullmatch(name) for name in names):
             names = [name.rpartition(":")[0] for name in names]
         twice = next((name for n, name in enumerate(names) if name in names[:n]), None)
         if twice is not None:
             raise DataError(f"{self.path}, line 1: column {twice!r} comes twice; expected each name once")
-        rows, lines, blank = [], [], 0
-        for number, fields in found:
-            if not fields or fields == [""]:
-                blank += 1
-                continue
-            if len(fields) != len(names):
-                wanted = "as in the header" if columns is None else f"({', '.join(names)})"
-                shown = next((word for word, sign in SEPARATORS.items() if sign == separator), repr(separator))
-                raise DataError(
-                    f"{self.path}, line {number + skip}: {len(fields)} fields; expected {len(names)} {wanted}, "
-                    f"separated by {shown}"
-                )
-            rows.append(fields)
-            lines.append(number + skip)
-        if blank:
-            self.notes.append(f"{self.path.name}: blank lines skipped: {blank}")
-        return names, rows, lines
+        rows = ~blank
+        if columns is None:
+            rows[0] = blank[0] = False
+        if blank.any():
+            self.notes.append(f"{self.path.name}: blank lines skipped: {blank.sum()}")
+        fields, lines = fields.filter(rows), lines[rows.to_numpy()] + skip
+        wrong = fields.list.len() != len(names)
+        if wrong.any():
+            row = int(wrong.arg_max() or 0)
+            wanted = "as in the header" if columns is None else f"({', '.join(names)})"
+            shown = next((word for word, sign in SEPARATORS.items() if sign == separator), repr(separator))
+            raise DataError(
+                f"{self.path}, line {lines[row]}: {len(fields[row])} fields; expected {len(names)} {wanted}, "
+                f"separated by {shown}"
+            )
+        return pl.DataFrame({name: fields.list.get(place) for place, name in enumerate(names)}), lines
 
-    def _fields(self, text: str, separator: str, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-        """The line a row starts in, and its fields. Lines end at LF or CRLF alone, not at what Unicode calls an end."""
-        if len(separator) > 1 or not quoted:
-            for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
-                line = line.removesuffix("\r")
-                yield number, line.split(separator) if line.strip() else []
-            return
+    def _quoted(self, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+        """The line a row starts in, and its fields, by the rules of CSV."""
         limit = csv.field_size_limit(sys.maxsize)
         reader, start = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
         try:

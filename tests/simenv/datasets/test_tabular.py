@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simenv.datasets import RatingScale, check, tabular
+from simenv.datasets import RatingScale, check, load, tabular
 from simenv.errors import ConfigError, DataError
 
 EVENTS = "who,what,stars,when\nann,x,4,3\nbob,y,,1\nann,z,5,2\n"
@@ -24,6 +24,16 @@ def test_csv_with_ratings_and_times(write):
     assert data.catalog.titles == ("item x", "item y", "item z")
     assert data.interactions.items.tolist() == [1, 2, 0]
     np.testing.assert_array_equal(data.interactions.ratings, [np.nan, 5, 4])
+
+
+def test_it_is_loaded_by_name_too(tmp_path):
+    (tmp_path / "log.csv").write_text("user,item\n\na,x\r\n b ,y\n   \n")
+    with pytest.raises(DataError, match=r"log.csv, line 5: 1 fields; expected 2 as in the header"):
+        load("tabular", interactions=str(tmp_path / "log.csv"))
+    (tmp_path / "log.csv").write_text("user|item\n\na|x\r\n b |y\n")
+    assert load("tabular", interactions=str(tmp_path / "log.csv")).user_ids == ("a", "b")
+    with pytest.raises(ConfigError, match="dataset=tabular: unknown option 'interaction'"):
+        load("tabular", interaction="log.csv")
 
 
 def test_without_time_the_file_is_the_order(write):
