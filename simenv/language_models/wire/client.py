@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import importlib.util
 import json
 import os
 import re
@@ -164,10 +165,12 @@ class OpenAICompatible(LanguageModel):
             async with asyncio.timeout(self.timeout):
                 # the generic call: the typed one spends more time on checking a known body than all else together
                 answer = await self._open().post("/chat/completions", cast_to=object, body=body)
-        except (TimeoutError, APITimeoutError):
-            failure: Exception = TransientError("timeout", f"no full answer within {self.timeout:g} s")
-        except APIConnectionError as error:
-            failure = TransientError("connection", self._words(str(error.__cause__ or error)))
+        except (TimeoutError, APIConnectionError) as error:
+            failure: Exception = (
+                TransientError("timeout", f"no full answer within {self.timeout:g} s")
+                if isinstance(error, (TimeoutError, APITimeoutError)) and not _is_unreachable(error)
+                else TransientError("connection", self._words(str(error.__cause__ or error)))
+            )
         except APIStatusError as error:
             response = error.response
             failure = await self._failure(response.status_code, response.text, response.headers, dialect)
@@ -237,10 +240,15 @@ class OpenAICompatible(LanguageModel):
     def _open(self) -> AsyncOpenAI:
         """The client, made on first use."""
         if self._client is None:
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, DefaultAioHttpClient
 
+            # Half of what a call takes through httpx, whose pool looks at all connections for each. It knows no SOCKS
+            # proxies, and no credentials in addresses.
+            address = self.base_url or os.environ.get("OPENAI_BASE_URL", "")
+            fast = importlib.util.find_spec("aiohttp") is not None and "@" not in address and not _proxies()
             try:
                 self._client = AsyncOpenAI(
+                    http_client=DefaultAioHttpClient() if fast else None,
                     api_key=api_key() or "none",
                     base_url=self.base_url,
                     timeout=self.timeout,
@@ -248,9 +256,8 @@ class OpenAICompatible(LanguageModel):
                     default_headers=self._headers,
                 )
             except (ImportError, ValueError) as error:  # a SOCKS proxy without the package for it; a proxy of no kind
-                named = [name for name in os.environ if name.lower() in ("all_proxy", "http_proxy", "https_proxy")]
                 raise LanguageModelError(
-                    f"{', '.join(sorted(named)) or 'the proxy'}: {self._words(str(error))}; expected an http proxy, "
+                    f"{', '.join(_proxies()) or 'the proxy'}: {self._words(str(error))}; expected an http proxy, "
                     "pip install 'httpx[socks]', or NO_PROXY for the server's host"
                 ) from None
             self._dropped = when_dropped(self, self._client.close)
@@ -265,6 +272,21 @@ class OpenAICompatible(LanguageModel):
         for value in hidden:
             text = text.replace(value, "[key]")
         return " ".join(redacted(text).split())[:LONGEST_WORDS]
+
+
+def _proxies() -> list[str]:
+    """Names of the variables that name a proxy."""
+    return sorted(name for name in os.environ if name.lower() in ("all_proxy", "http_proxy", "https_proxy"))
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether a timeout is none: openai's aiohttp client calls every lost or refused connection one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__module__.startswith("aiohttp") and not isinstance(cause, TimeoutError):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _opened(answer: Any) -> tuple[Any, tuple[int, str] | None]:
