@@ -48,6 +48,11 @@ class Test:
         return f"test-{self.log}" + ("" if self.users == "hash" else f"-{self.users}")
 
     @property
+    def label(self) -> str:
+        """What it is called where the effect it finds is meant, not the arm of the event log."""
+        return f"test, {self.log} log" + ("" if self.users == "hash" else ", friends")
+
+    @property
     def words(self) -> str:
         by = {"hash": "", "friends": " and clusters of friends are treated"}[self.users]
         return f"both learn from the {self.log} log{by}"
@@ -153,10 +158,9 @@ def score(settings: Settings, run: Run) -> Claims:
                 found["wrong_sign"] = int((((naive[:, 1] > 0) & (true < 0)) | ((naive[:, 2] < 0) & (true > 0))).sum())
                 rows.append(found)
                 cells += [
-                    (w.seed, test.arm, mode, 0, "all", metric, w.true + b) for w, b in zip(worlds, bias, strict=True)
+                    (w.seed, test.label, mode, 0, "all", metric, w.true + b) for w, b in zip(worlds, bias, strict=True)
                 ]
-            zero = [(w.seed, "nothing", mode, 0, "all", metric, 0.0) for w in worlds]
-            cells += zero
+            cells += [(w.seed, settings.control, mode, 0, "all", metric, 0.0) for w in worlds]
     columns = ["seed", "arm", "mode", "round", "group", "metric", "value"]
     types = {"learns_from": "String", "users": "String"} | dict.fromkeys(
         ("bias", "bias_ci_low", "bias_ci_high"), "Float64"
@@ -167,18 +171,20 @@ def score(settings: Settings, run: Run) -> Claims:
 
 
 def claims(settings: Settings) -> list[Claim]:
-    """The true effect on each outcome, and the bias of each test of it."""
+    """The bias of each test of an outcome, and the true effect, from the control."""
     names = f"{settings.treatment} instead of {settings.control}"
     stated = []
     for mode in settings.modes:
         for metric, (words, _) in OUTCOMES.items():
-            rows = [(f"effect:{mode}", _everybody(mode), "nothing", f"{names} for everybody ({mode})", f"the {words}")]
+            rows = []
             for test in settings.tests(mode):
                 frozen = "a frozen test" + (" of clusters of friends" if test.users == "friends" else "")
                 how = f"a test in which {test.words}" if mode == "loop" else frozen
                 cause = f"measuring {names} by {how} instead of switching everybody"
                 name = f"bias:{test.arm.removeprefix('test-')}:{mode}"
-                rows.append((name, test.arm, _everybody(mode), cause, f"the effect found on the {words}"))
+                rows.append((name, test.label, _everybody(mode), cause, f"the effect found on the {words}"))
+            cause = f"{names} for everybody ({mode})"
+            rows.append((f"effect:{mode}", _everybody(mode), settings.control, cause, f"the {words}"))
             stated += [
                 Claim(
                     name=f"{kind}:{metric}",
@@ -364,6 +370,4 @@ def plot(settings: Settings, run: Run) -> None:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    if row["arm"] == SWITCHED:
-        return SWITCHED
-    return f"test, {row['learns_from']} log" + (", friends" if row["users"] == "friends" else "")
+    return SWITCHED if row["arm"] == SWITCHED else Test(row["learns_from"], row["users"]).label

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -43,6 +44,8 @@ _EXTRAS = {
     "stable_baselines3": "rl",
     "usearch": "ann",
 }
+
+_checked: dict[str, Dataset] = {}  # what `check` has loaded, for the world that is made of it
 
 Spec = Any  # a mapping with `_target_`, or the object itself
 
@@ -169,9 +172,34 @@ class Design:
             self.make_recommender(arm)
             self.make_course(arm)
         if data:
+            if self.n_users and self.n_items and isinstance(self.dataset, Mapping):
+                if str(self.dataset.get("_target_", "")).endswith(".synthetic"):  # as large as it is asked to be
+                    self._check_memory(self.n_users, self.n_items)
             dataset = self.load_dataset(self.seed)
+            self._check_memory(dataset.n_users, dataset.n_items)
             self._known(dataset)
             users.check_dataset(dataset)
+            _checked.clear()
+            if isinstance(self.dataset, Mapping):
+                _checked[self._data_key(self.seed)] = dataset
+
+    def _check_memory(self, n_users: int, n_items: int) -> None:
+        """Refuse a world in which a bit for each user and item is more than the machine has."""
+        tables = {"never": 2, "cooldown": 8, "always": 1}[self.repeat]  # what is kept, and what a round asks for
+        if any(Mode.parse(mode).feedback in ("organic", "exogenous") for _, mode in self.arms):
+            tables *= 2  # twins
+        needed = tables * n_users * -(-n_items // 8)
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+        if needed > there:
+            raise ConfigError(
+                f"n_users={n_users}, n_items={n_items}: what users have had, a bit for each item, takes "
+                f"{needed / 2**30:,.0f} GiB with repeat={self.repeat}; this machine has {there / 2**30:.0f} GiB; "
+                "expected fewer users or items"
+            )
+
+    def _data_key(self, seed: int) -> str:
+        parts = {name: _plain(getattr(self, name)) for name in ("dataset", "n_users", "n_items")}
+        return json.dumps(parts | {"seed": seed}, sort_keys=True, default=repr)
 
     def check_shards(self, n_shards: int) -> None:
         """Refuse what users in shards cannot do.
@@ -271,7 +299,8 @@ class Design:
 
     def make_dataset(self, seed: int) -> Dataset:
         """The data of one seed as everyone in its world may know them."""
-        dataset = self._known(self.load_dataset(seed))
+        loaded = _checked.pop(self._data_key(seed), None) if _checked else None
+        dataset = self._known(self.load_dataset(seed) if loaded is None else loaded)
         fraction = self.fraction(dataset)
         return dataset if fraction == 1 else dataset.sample_users(max(1, round(fraction * dataset.n_users)), seed)
 

@@ -27,6 +27,7 @@ AGAINST = {
     "frozen": "Compared with never learning anew",
     "exogenous": "Compared with learning from random slates",
     "oracle": "Compared with the oracle",
+    "everybody": "Compared with switching everybody",
 }
 EFFECTS: tuple[Verdict, ...] = ("raised", "lowered")
 REST: dict[Verdict, str] = {"negligible": "{} changed too little to count", "unclear": "whether {} changed is unclear"}

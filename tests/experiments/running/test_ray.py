@@ -128,19 +128,54 @@ def test_shards_in_a_cluster_change_no_byte_when_one_is_killed(cluster: Any, tmp
     def kill() -> None:
         while not list((tmp_path / "run").glob("checkpoint/*/round-0000*")):
             time.sleep(0.02)
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            try:
-                words = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if words.startswith(b"ray::_Keeper"):
-                os.kill(pid, signal.SIGKILL)
-                return
+        os.kill(keepers()[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
     assert play(tmp_path / "run", design(n_seeds=1, rounds=30), workers="ray", shards=2) == whole
     killer.join()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_slow_shard_is_waited_for(cluster: Any, tmp_path: Path) -> None:
+    """While one shard stands still no round ends; afterwards the run goes on to the same bytes."""
+    made = design(n_seeds=1, rounds=300, arms=(("popularity", "loop"),))
+    whole = play(tmp_path / "whole", made, workers=0)
+    rounds: list[str] = []
+
+    def newest() -> str:
+        return max((path.name for path in (tmp_path / "run").glob("checkpoint/*/round-0*")), default="")
+
+    def stand_still() -> None:
+        while not newest():
+            time.sleep(0.02)
+        slow = keepers()[0]
+        os.kill(slow, signal.SIGSTOP)
+        time.sleep(2.0)  # what is under way ends
+        rounds.append(newest())
+        time.sleep(4.0)
+        rounds.append(newest())
+        os.kill(slow, signal.SIGCONT)
+
+    holder = threading.Thread(target=stand_still)
+    holder.start()
+    assert play(tmp_path / "run", made, workers="ray", shards=2) == whole
+    holder.join()
+    assert rounds[0] == rounds[1] != "round-000300"
+
+
+def keepers() -> list[int]:
+    """Processes that hold a shard."""
+    found = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if words.startswith(b"ray::_Keeper"):
+            found.append(pid)
+    return found
 
 
 @pytest.mark.slow

@@ -327,6 +327,26 @@ def test_every_seed_is_a_world_of_its_own_and_arms_share_it() -> None:
     np.testing.assert_array_equal(first.tastes.choice.user_vectors, again.tastes.choice.user_vectors)
 
 
+def test_what_was_checked_is_not_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[int] = []
+    real = Design.load_dataset
+    monkeypatch.setattr(Design, "load_dataset", lambda self, seed: loads.append(seed) or real(self, seed))
+    made = design()
+    made.check()
+    assert made.make_world(0).dataset.n_users == 30
+    assert loads == [0]
+    assert design(n_users=31).make_world(0).dataset.n_users == 31
+    made.make_world(0)
+    assert loads == [0, 0, 0], "another world's data, or those of a second world, are loaded"
+
+
+@pytest.mark.parametrize(("repeat", "mode", "gib"), [("never", "loop", "23,283"), ("cooldown", "organic", "186,265")])
+def test_users_and_items_beyond_the_memory_are_refused_before_they_are_made(repeat: str, mode: str, gib: str) -> None:
+    made = design(n_users=10**9, n_items=10**5, repeat=repeat, arms=(("popularity", mode),))
+    with pytest.raises(ConfigError, match=f"n_users=1000000000, n_items=100000: .* takes {gib} GiB"):
+        made.check()
+
+
 def test_digest_sees_every_field() -> None:
     base = design()
     for changes in (

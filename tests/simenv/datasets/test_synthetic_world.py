@@ -186,6 +186,14 @@ def test_blocks_of_users_do_not_change_the_marginals(world, monkeypatch):
     assert matched_auc(blocked, 60) > 0.65
 
 
+def test_a_large_catalogue_is_raced_through_in_one_look(monkeypatch):
+    usual = synthetic(n_users=60, n_items=300, seed=3).interactions
+    monkeypatch.setattr(sys.modules["simenv.datasets.synthetic"], "_MANY_ITEMS", 200)
+    quick = synthetic(n_users=60, n_items=300, seed=3).interactions
+    np.testing.assert_array_equal(quick.items, usual.items)
+    np.testing.assert_array_equal(quick.times, usual.times)
+
+
 def test_titles_are_distinct_in_a_large_catalogue():
     large = synthetic(n_users=5, n_items=100_000, mean_activity=5)
     assert len(set(large.catalog.titles)) == 100_000
