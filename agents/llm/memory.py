@@ -101,7 +101,9 @@ class Retrieval:
         last = np.flatnonzero((events.pages_ago == 1) & (events.rounds >= 0))
         scores = self.scores(events.pages_ago, importance, vectors, query)
         order = np.lexsort((-events.ids, -scores))  # ties: the newer event
-        best = order[~np.isin(order, last)][: self.top]
+        older = np.ones(len(events), np.bool_)
+        older[last] = False
+        best = order[older[order]][: self.top]
         return np.sort(np.concatenate([last, best]))
 
 

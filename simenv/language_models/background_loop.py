@@ -6,14 +6,18 @@ What lives on that loop - connections, files - is given back there too: `when_dr
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import inspect
 import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+CLOSING_TIME = 2.0  # seconds that a process which ends waits for each connection to close
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -37,31 +41,42 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def when_dropped(owner: object, close: Callable[[], Any]) -> weakref.finalize[..., Any]:
+def when_dropped(
+    owner: object, close: Callable[[], Any], *, at_exit: bool = False
+) -> weakref.finalize[..., Any]:
     """Call `close` on the background loop once nobody refers to `owner` any more.
 
     Args:
         owner: its life is watched; `close` must not refer to it.
         close: a function, or a coroutine function.
+        at_exit: also when the process ends, which by itself gives everything back: for what complains.
 
     Returns:
         A handle; its `detach()` calls the appointment off.
     """
     finalizer = weakref.finalize(owner, _close_on_loop, close, os.getpid())
-    finalizer.atexit = False  # the process gives everything back by itself
+    finalizer.atexit = False
+    if at_exit:
+        atexit.register(_close_at_exit, finalizer)
     return finalizer
 
 
-def _close_on_loop(close: Callable[[], Any], owner: int) -> None:
+def _close_at_exit(finalizer: weakref.finalize[..., Any]) -> None:
+    if (open_ := finalizer.detach()) is not None and (closing := _close_on_loop(*open_[2])) is not None:
+        with contextlib.suppress(TimeoutError):
+            closing.result(CLOSING_TIME)
+
+
+def _close_on_loop(close: Callable[[], Any], owner: int) -> Future[None] | None:
     if _loop is None or owner != os.getpid():
-        return
+        return None
 
     async def closing() -> None:
         waiting = close()
         if inspect.isawaitable(waiting):
             await waiting
 
-    asyncio.run_coroutine_threadsafe(closing(), _loop)
+    return asyncio.run_coroutine_threadsafe(closing(), _loop)
 
 
 async def _unwound() -> None:

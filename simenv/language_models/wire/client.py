@@ -260,7 +260,7 @@ class OpenAICompatible(LanguageModel):
                     f"{', '.join(_proxies()) or 'the proxy'}: {self._words(str(error))}; expected an http proxy, "
                     "pip install 'httpx[socks]', or NO_PROXY for the server's host"
                 ) from None
-            self._dropped = when_dropped(self, self._client.close)
+            self._dropped = when_dropped(self, self._client.close, at_exit=True)
         return self._client
 
     def _where(self) -> str:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -57,8 +58,13 @@ def public(parameters: Any) -> Any:
 
 
 def _of_environment() -> list[str]:
-    values = [value for name, value in os.environ.items() if _VARIABLE.search(name)]
+    values = [value for name, value in os.environ.items() if _names_a_key(name)]
     return [value for value in values if len(_bare(value)) >= SHORTEST]
+
+
+@lru_cache(maxsize=1 << 12)
+def _names_a_key(variable: str) -> bool:
+    return _VARIABLE.search(variable) is not None
 
 
 def _bare(value: str) -> str:
