@@ -21,6 +21,7 @@ from simenv.events import Events
 from simenv.numeric import DoubleArray
 
 _CELLS = 20_000_000  # users times items that are looked at together
+_EXACT, _NEAR_NORMAL = 20_000, 400.0  # events up to which, and variance from which on, see `_count_of`
 _FLOAT32 = 1e-6  # what a column stored as float32 may differ by
 
 
@@ -210,7 +211,7 @@ def random_at_round_zero(
         )
 
     missing = int(len(missing_chance) - len(np.unique(items)))
-    distribution = stats.poisson_binom(missing_chance)
+    distribution = _count_of(missing_chance)
     tail = min(float(distribution.cdf(missing)), float(distribution.sf(missing - 1)))
     if not tail >= stats.norm.sf(standard_errors):
         n, spread = len(missing_chance), float(distribution.std())
@@ -219,6 +220,30 @@ def random_at_round_zero(
             f"{1 - missing_chance.sum() / n:.5f} ({missing_chance.sum():.2f} items, SD {spread:.2g}; tail probability "
             f"{tail:.2g}, limit {stats.norm.sf(standard_errors):.2g})"
         )
+
+
+def _count_of(chances: DoubleArray) -> Any:
+    """The distribution of how many of independent events happen; normal where exact takes long and there are many."""
+    mean, variance = chances.sum(), (chances * (1 - chances)).sum()
+    if len(chances) <= _EXACT or variance < _NEAR_NORMAL:
+        return stats.poisson_binom(chances)
+    return _Counted(stats.norm(mean, np.sqrt(variance)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """A continuous distribution in the place of one of a count, with the usual correction of half a step."""
+
+    inner: Any
+
+    def cdf(self, count: int) -> float:
+        return float(self.inner.cdf(count + 0.5))
+
+    def sf(self, count: int) -> float:
+        return float(self.inner.sf(count + 0.5))
+
+    def std(self) -> float:
+        return float(self.inner.std())
 
 
 def oracle_regret(events: Events, *, tolerance: float = 1e-4) -> None:

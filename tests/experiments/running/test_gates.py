@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.running import gates
 from experiments.running.design import Design, spec_from_conf
 from experiments.running.gates import (
     byte_identical,
@@ -155,6 +156,19 @@ def test_random_arm_breaks_when_all_users_share_their_draws() -> None:
     same = np.array([10, 110, 30, 90, 50, 69])  # percentiles average .5
     with pytest.raises(GateError, match=r"coverage 0\.05000 .*114 items shown to nobody"):
         random_at_round_zero(log_of(np.tile(same, (1, USERS, 1))), everything, PERCENTILE)
+
+
+def test_large_catalogues_have_the_same_tails(monkeypatch: pytest.MonkeyPatch) -> None:
+    chances = np.random.default_rng(0).uniform(0.2, 0.95, 4000)
+    exact = gates._count_of(chances)
+    monkeypatch.setattr(gates, "_EXACT", 1000)
+    quick = gates._count_of(chances)
+    assert type(quick) is not type(exact)
+    for count in (int(exact.mean() + sigmas * exact.std()) for sigmas in (-4, -2, 0, 1, 4)):
+        assert quick.cdf(count) == pytest.approx(float(exact.cdf(count)), rel=0.05)
+        assert quick.sf(count) == pytest.approx(float(exact.sf(count)), rel=0.05)
+    few = np.full(4000, 0.02)  # near full coverage it is far from normal
+    assert type(gates._count_of(few)) is type(exact)
 
 
 def test_random_arm_breaks_when_coverage_is_too_even() -> None:
