@@ -21,6 +21,7 @@ from simenv.language_models.quoting import Templates, opaque_ids
 from simenv.language_models.repair import without_wrapping
 from simenv.randomness import Key, Purpose, uniforms
 
+LONGEST = 200  # tokens of what a user says in its own words
 TOKENS_PER_ANSWER, TOKENS_PER_ITEM = 12, 11  # {"items":{...},"satisfaction":3} and "A":{"interest":35,"rating":3},
 
 
@@ -178,6 +179,7 @@ class PageScorer:
         *,
         prompts: Templates | None = None,
         values: Sequence[Mapping[str, Any]] | None = None,
+        longest: int = LONGEST,
     ) -> list[tuple[int, str]]:
         """What users say in their own words, as (user, text) in the order given; without those who gave no answer.
 
@@ -188,6 +190,7 @@ class PageScorer:
             key: seed, round and page.
             prompts: where the template is; None = among those of pages.
             values: what each of the n needs beside the person.
+            longest: tokens of an answer, unless `max_tokens` says more or less.
         """
         said: dict[int, str] = {}
 
@@ -195,7 +198,7 @@ class PageScorer:
             if not (slates[row] >= 0).any():
                 return
             given = {} if values is None else values[row]
-            request = self.request_of(template, users[row], slates[row], key, prompts=prompts, values=given)
+            request = self.request_of(template, users[row], slates[row], key, prompts=prompts, values=given, longest=longest)
             try:
                 said[row] = without_wrapping((await self.language_model.complete(request)).text)
             except UnansweredError as error:
@@ -215,13 +218,14 @@ class PageScorer:
         *,
         prompts: Templates | None,
         values: Mapping[str, Any],
+        longest: int = LONGEST,
     ) -> Request:
         """What is asked of one user in `tell`."""
         prompts = self.page_prompt.prompts if prompts is None else prompts
         person = self.page_prompt.person(user, slate[slate >= 0])
         return Request(
             messages=(Message("user", prompts.render(template, person=person, **values)),),
-            max_tokens=self.max_tokens or 200,
+            max_tokens=self.max_tokens or longest,
             temperature=self.temperature,
             prompt_version=prompts.version,
             label=f"round {key.round}, page {key.page}, user {user}, {template}",

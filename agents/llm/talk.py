@@ -29,6 +29,7 @@ from simenv.slates import Responses
 LENGTH = 80  # characters that are kept of what is said
 TEMPLATES = ("post.j2", "chat.j2")
 TOKENS = {"post": 20, "chat": 40}  # of an answer
+LONGEST = {"post": 60, "chat": 120}  # after which a small model that cannot end is cut off: 80 characters are kept
 _FRIEND = re.compile(r"^\W*friend\W*:", re.I | re.M)
 _YOU = re.compile(r"^\W*you\W*:", re.I)
 
@@ -97,7 +98,7 @@ class Talk:
             partners = self._partners(users, key) if kind == "chat" else None
             values = self._values(users, slates, slates[:, 0], np.full(len(users), 3.0), partners)
             asked = [
-                self.scorer.request_of(kind, user, slate, key, prompts=self.prompts, values=value)
+                self.scorer.request_of(kind, user, slate, key, prompts=self.prompts, values=value, longest=LONGEST[kind])
                 for user, slate, value in zip(users.tolist(), slates, values, strict=True)
             ]
             tokens = float(np.mean([model.count_tokens(request)[0] for request in asked]))
@@ -144,7 +145,8 @@ class Talk:
         if not len(users):
             return {}
         values = self._values(users, slates, items, ratings, partners)
-        said = self.scorer.tell(kind, users.tolist(), slates, key, prompts=self.prompts, values=values)
+        told: dict[str, Any] = {"prompts": self.prompts, "values": values, "longest": LONGEST[kind]}
+        said = self.scorer.tell(kind, users.tolist(), slates, key, **told)
         self.scorer.language_model.ledger.count(f"{kind}s", len(said))
         return dict(said)
 
