@@ -198,7 +198,9 @@ class PageScorer:
             if not (slates[row] >= 0).any():
                 return
             given = {} if values is None else values[row]
-            request = self.request_of(template, users[row], slates[row], key, prompts=prompts, values=given, longest=longest)
+            request = self.request_of(
+                template, users[row], slates[row], key, prompts=prompts, values=given, longest=longest
+            )
             try:
                 said[row] = without_wrapping((await self.language_model.complete(request)).text)
             except UnansweredError as error:

@@ -98,7 +98,9 @@ class Talk:
             partners = self._partners(users, key) if kind == "chat" else None
             values = self._values(users, slates, slates[:, 0], np.full(len(users), 3.0), partners)
             asked = [
-                self.scorer.request_of(kind, user, slate, key, prompts=self.prompts, values=value, longest=LONGEST[kind])
+                self.scorer.request_of(
+                    kind, user, slate, key, prompts=self.prompts, values=value, longest=LONGEST[kind]
+                )
                 for user, slate, value in zip(users.tolist(), slates, values, strict=True)
             ]
             tokens = float(np.mean([model.count_tokens(request)[0] for request in asked]))

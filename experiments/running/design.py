@@ -172,9 +172,9 @@ class Design:
             self.make_recommender(arm)
             self.make_course(arm)
         if data:
-            if self.n_users and self.n_items and isinstance(self.dataset, Mapping):
-                if str(self.dataset.get("_target_", "")).endswith(".synthetic"):  # as large as it is asked to be
-                    self._check_memory(self.n_users, self.n_items)
+            target = str(self.dataset.get("_target_", "")) if isinstance(self.dataset, Mapping) else ""
+            if self.n_users and self.n_items and target.endswith(".synthetic"):  # as large as it is asked to be
+                self._check_memory(self.n_users, self.n_items)
             dataset = self.load_dataset(self.seed)
             self._check_memory(dataset.n_users, dataset.n_items)
             self._known(dataset)

@@ -41,9 +41,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def when_dropped(
-    owner: object, close: Callable[[], Any], *, at_exit: bool = False
-) -> weakref.finalize[..., Any]:
+def when_dropped(owner: object, close: Callable[[], Any], *, at_exit: bool = False) -> weakref.finalize[..., Any]:
     """Call `close` on the background loop once nobody refers to `owner` any more.
 
     Args:
