@@ -1,7 +1,7 @@
 """What outgrows one process: users in shards, a million items, files of 25 million ratings, 10,000 LLM users.
 
     python benchmarks/scale.py users [--users 10000000 --shard 250000 --items 1000 --rounds 5] --out FOLDER
-    python benchmarks/scale.py items [--pairs 1000x100000 ...] [--arms popularity als itemknn two-stage p5-fast] --out FILE
+    python benchmarks/scale.py items [--pairs 1000x100000 ...] [--arms als two-stage p5-fast ...] --out FILE
     python benchmarks/scale.py read [--rows 25000000] [--keep FOLDER]
     python benchmarks/scale.py llm [--users 10000 --rounds 5 --latency .2]
 
