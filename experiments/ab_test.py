@@ -355,6 +355,7 @@ def plot(settings: Settings, run: Run) -> None:
         names = [_label(row) for row in rows]
         labels = [f"{name}\n({row['mode']})" for name, row in zip(names, rows, strict=True)]
         panel.set_yticks(range(len(rows)), labels[::-1] if panel is panels[0] else [""] * len(rows))
+        panel.locator_params(axis="x", nbins=4)
         panel.set_xlabel(f"effect on the {words}", fontsize=LABEL, wrap=True)
     run.figure(
         "ab_test",
