@@ -75,6 +75,7 @@ class Recorder:
     def __call__(self, events: Events, round: int) -> dict[str, Any]:
         writer = EventWriter(self.folder, seed=0, arm="popularity", mode="loop", rounds_per_file=1)
         writer.append(events, round)
+        writer.close(round + 1)
         gap = regret(events.user, events.user.astype(np.int64), events.item, events.true_utility, events.best_utility)
         return {
             "impressions": np.bincount(events.item, minlength=int(events.item.max()) + 1),

@@ -8,6 +8,7 @@ metric. pyarrow and polars load when first used.
 from __future__ import annotations
 
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 ROWS_PER_FILE = 2_000_000
+ROWS_BESIDE = 1_000_000  # of a file from which on it is written by a thread of its own
 _WRITTEN = re.compile(r"seed-?\d+\..+\.\d{6,}\.parquet")
 _FEW_VALUES = ["seed", "arm", "mode", "round", "page", "item", "rank", "propensity", "rating", "popularity0_pct"]
 
@@ -120,7 +122,8 @@ class EventWriter:
     """Appends the events of one (seed, arm, mode) to a run directory, in files of a fixed number of rounds.
 
     A file appears whole or not at all, and where it begins depends on the rounds alone, never on when the run was
-    interrupted: a resumed run writes the same bytes.
+    interrupted: a resumed run writes the same bytes. A large file is written beside the rounds that follow; what went
+    wrong with it is raised by the next call.
 
     Args:
         folder: the run directory's ``events``; made if absent.
@@ -137,6 +140,7 @@ class EventWriter:
         self.folder, self.seed, self.arm, self.mode = folder, seed, arm, mode
         self.rounds_per_file = rounds_per_file
         self.pending: list[Any] = []
+        self._writing: Future[None] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def append(self, events: Any, round: int) -> None:
@@ -146,12 +150,14 @@ class EventWriter:
             self._write(round - self.rounds_per_file + 1)
 
     def close(self, rounds: int) -> None:
-        """Write what is left after `rounds` rounds."""
+        """Write what is left after `rounds` rounds, and wait until all of it is on disk."""
         if self.pending:
             self._write((rounds - 1) // self.rounds_per_file * self.rounds_per_file)
+        self._wait()
 
     def restart(self, round: int, pending: Any) -> None:
         """Go on at `round` with what a checkpoint held; files from later rounds are deleted."""
+        self._wait()
         self.pending = [pending] if len(pending) else []
         first_open = round // self.rounds_per_file * self.rounds_per_file
         for path in event_files(self.folder, self._stem(), (".parquet", ".partial")):
@@ -160,16 +166,34 @@ class EventWriter:
 
     def files(self) -> list[Path]:
         """What was written so far, in order."""
+        self._wait()
         return event_files(self.folder, self._stem())
 
     def _stem(self) -> str:
         return _stem(self.seed, self.arm, self.mode)
 
     def _write(self, first_round: int) -> None:
+        self._wait()
+        if sum(map(len, self.pending)) < ROWS_BESIDE:
+            self._put(self.pending, first_round)
+        else:
+            thread = ThreadPoolExecutor(max_workers=1)
+            self._writing = thread.submit(self._put, self.pending, first_round)
+            thread.shutdown(wait=False)
+        self.pending = []
+
+    def _wait(self) -> None:
+        """Until nothing is being written."""
+        if (writing := self._writing) is not None:
+            self._writing = None
+            writing.result()
+
+    def _put(self, parts: list[Any], first_round: int) -> None:
+        """Write one file."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        events = self.rows.concat(self.pending)
+        events = self.rows.concat(parts)
         n = len(events)
         columns: dict[str, Any] = {"seed": pa.array(np.full(n, self.seed, np.int64))}
         for name, value in (("arm", self.arm), ("mode", self.mode)):
@@ -186,7 +210,6 @@ class EventWriter:
             write_statistics=["seed", "round"],
         )
         partial.replace(path)
-        self.pending = []
 
     def _columns(self, events: Any) -> dict[str, Any]:
         """Everything of the rows, as arrow arrays; NaN becomes null."""
