@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py users [--users 10000000 --shard 250000 --items 1000 --rounds 5] --out FOLDER
     python benchmarks/scale.py items [--pairs 1000x100000 ...] [--arms als two-stage p5-fast ...] --out FILE
+    python benchmarks/scale.py learn als 1000 1000000
     python benchmarks/scale.py read [--rows 25000000] [--keep FOLDER]
     python benchmarks/scale.py llm [--users 10000 --rounds 5 --latency .2]
 
@@ -230,6 +231,32 @@ def items(arm: str, n_users: int, n_items: int) -> dict[str, Any]:
     return found | {"peak_gb": peak_gb()}
 
 
+def learn(arm: str, n_users: int, n_items: int, asked: int = 200) -> dict[str, Any]:
+    """Fit and slates of an arm alone, in CPU seconds: a long-tailed log without a world, 20 interactions a user."""
+    rng = np.random.default_rng(0)
+    n = 20 * n_users
+    log = Interactions(
+        users=np.repeat(np.arange(n_users, dtype=np.int32), 20),
+        items=(n_items * rng.random(n) ** 2.5).astype(np.int32),
+        ratings=np.full(n, np.nan, np.float32),
+        times=np.tile(np.arange(20), n_users),
+        n_users=n_users,
+        n_items=n_items,
+    )
+    recommender = build(spec_from_conf("recommender", arm) | CHANGES.get(arm, {}), arm)
+    started = time.process_time()
+    recommender.fit(log)
+    fitted = time.process_time()
+    out = np.zeros((asked, -(-n_items // 8)), np.uint8)
+    everyone, candidates = np.arange(asked), Candidates.of(n_items, out=out)
+    recommender.recommend(everyone[:10], K, candidates.rows(everyone[:10]))  # compiles
+    compiled = time.process_time()
+    recommender.recommend(everyone, K, candidates)
+    slates = (time.process_time() - compiled) / asked
+    found = {"arm": arm, "users": n_users, "items": n_items, "fit_s": fitted - started, "slates_ms": 1000 * slates}
+    return found | codes_of(recommender) | {"peak_gb": peak_gb()}
+
+
 def codes_of(recommender: Any) -> dict[str, Any]:
     """How a generative recommender spells items: levels, tokens and nodes of the trie, weights; nothing for others."""
     if not hasattr(recommender, "trie"):
@@ -393,10 +420,12 @@ def main() -> None:
     sizes.add_argument("--arms", nargs="+", default=["popularity", "als", "itemknn", "two-stage"])
     sizes.add_argument("--out", type=Path, required=True)
     sizes.add_argument("--figure", type=Path, help="draw what --out holds")
+    alone = parts.add_parser("learn", help="fit and slates of one arm, without a world: ARM USERS ITEMS")
     single = parts.add_parser("one", help="one arm at one size: ARM USERS ITEMS")
-    single.add_argument("arm")
-    single.add_argument("users", type=int)
-    single.add_argument("items", type=int)
+    for part in (single, alone):
+        part.add_argument("arm")
+        part.add_argument("users", type=int)
+        part.add_argument("items", type=int)
     two = parts.add_parser("read", help="a generated file of ratings in MovieLens' form")
     two.add_argument("--rows", type=int, default=25_000_000)
     two.add_argument("--keep", type=Path, help="folder for the file; default: one that goes away")
@@ -417,6 +446,8 @@ def main() -> None:
             draw(found_rows, given.figure)
     if given.part == "one":
         print(json.dumps(items(given.arm, given.users, given.items)))
+    if given.part == "learn":
+        print(json.dumps(learn(given.arm, given.users, given.items)))
     if given.part == "read":
         with tempfile.TemporaryDirectory() as folder:
             show("ratings file in MovieLens' form", [read(given.rows, given.keep or Path(folder))])
