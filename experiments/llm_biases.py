@@ -230,7 +230,7 @@ class RankerExamination(Examination):
         self.ranker = arm
         nothing = {PLACEBO + name: values for name, values in settings.placebo.items()}
         self.attributes = {**nothing, **settings.attributes}
-        self.explained = settings.explained
+        self.explained = [*nothing, *settings.explained]
         n = min(max(arm.candidates, settings.k), self.dataset.n_items)
         self.candidates = arm.base.recommend(self.users, n, self.unseen, key=self.key).item_ids  # (B, C)
         self.neutral = self.lists()
@@ -242,7 +242,8 @@ class RankerExamination(Examination):
         return self.lists(self.ranker.retold(swap={attribute.removeprefix(PLACEBO): value}))
 
     def explanations(self, items: LongArray, **told: str) -> list[str]:
-        return self.ranker.retold(swap=told).explain(self.users, items, key=self.key)
+        swap = {name.removeprefix(PLACEBO): value for name, value in told.items()}
+        return self.ranker.retold(swap=swap).explain(self.users, items, key=self.key)
 
     def lists(self, ranker: LLMRanker | None = None, *, page: int = 0) -> Lists:
         """The k best of each user's candidates; another `page` is the same question in another order."""
@@ -298,10 +299,16 @@ def popularity(e: RankerExamination) -> Iterator[Row]:
 
 
 def told(e: RankerExamination) -> Iterator[Row]:
-    """The same by how many items of the history are told."""
+    """The same by how many items of the history are told, and against what the first of these numbers gives."""
+    first = None
     for n in e.settings.told:
         lists = e.lists(e.ranker.retold(history=n))
-        yield e.row("told", str(n), "percentile", _means(e.popularity, lists))
+        popular = _means(e.popularity, lists)
+        yield e.row("told", str(n), "percentile", popular)
+        if first is None:
+            first = popular
+        else:
+            yield e.row("told", str(n), f"percentile - with {e.settings.told[0]} told", popular - first)
         yield e.row("told", str(n), "target in the list", (lists == e.targets[:, None]).any(axis=1).astype(float))
 
 
@@ -354,11 +361,17 @@ def explanations(e: Examination) -> Iterator[Row]:
     neutral = measured(e.explanations(first))
     for metric, values in neutral.items():
         yield e.row("explanations", "neutral", metric, values)
+    nothing: dict[str, list[NDArray[np.float64]]] = {metric: [] for metric in neutral}
     for attribute in e.explained:
         for value in e.attributes[attribute]:
             for metric, values in measured(e.explanations(first, **{attribute: value})).items():
                 yield e.row("explanations", f"{attribute}: {value}", metric, values)
                 yield e.row("explanations", f"{attribute}: {value}", f"{metric} - neutral", values - neutral[metric])
+                if attribute.startswith(PLACEBO):
+                    nothing[metric].append(values)
+                elif nothing[metric]:
+                    floor = np.nanmean(nothing[metric], axis=0)
+                    yield e.row("explanations", f"{attribute}: {value}", f"{metric} - placebo", values - floor)
 
 
 def robustness(e: RankerExamination) -> Iterator[Row]:
@@ -486,14 +499,18 @@ def plot(settings: Settings, run: Run) -> None:
     """Popularity by rank, and the similarity of lists under each attribute value to the neutral one."""
     rows = run.read_table("llm_biases").to_dicts()
     tested = {row["test"] for row in rows}
-    if {"popularity", "told"} <= tested:
+    if panels := {"popularity", "told"} & tested:
+        by_rank = (
+            "of the arm, of its base's order of the same candidates, and of what the users took next (dashed), by rank"
+        )
+        by_told = "of the arm's list by how many items of the history are told"
+        shown = [words for name, words in (("popularity", by_rank), ("told", by_told)) if name in panels]
         run.figure(
             "llm_popularity",
             plot_popularity(rows),
-            title="How popular is what stands at each rank",
+            title="How popular is what is recommended",
             caption="Popularity percentile in the training interactions, mean over users with 95 % bootstrap "
-            "intervals, of the arm, of its base's order of the same candidates, and of what the users took next "
-            "(dashed). On the right the mean of the list by how many items of the history are told.",
+            f"intervals: {'; and '.join(shown)}.",
         )
     if "attributes" in tested:
         run.figure(
@@ -508,22 +525,27 @@ def plot(settings: Settings, run: Run) -> None:
 
 
 def plot_popularity(rows: Sequence[Row]) -> Figure:
-    """Two panels: by rank, and by length of the history that is told."""
+    """A panel by rank, and one by length of the history that is told; whichever was tested."""
     from simenv.figures.style import arm_styles, small_multiples
 
-    figure, (by_rank, by_told) = small_multiples(2, height=3.6, share=False)
-    of = {(row["test"], row["setting"], row["metric"]): row for row in rows}
+    by = {name: [row for row in rows if row["test"] == name] for name in ("popularity", "told")}
+    tested = [name for name, found in by.items() if found]
+    figure, panels = small_multiples(len(tested), height=3.6, share=False)
     styles = arm_styles(["arm", "base"])
-    for name, label in (("arm", "language model"), ("base", "base")):
-        found = [row for (test, setting, _), row in of.items() if test == "popularity" and f"{name}, rank" in setting]
-        _curve(by_rank, list(range(1, len(found) + 1)), found, styles[name], label)
-    by_rank.axhline(of["popularity", "taken next", "percentile"]["value"], color="#888888", linestyle="--")
-    by_rank.set_xlabel("rank")
-    by_rank.set_ylabel("popularity percentile")
-    by_rank.legend(frameon=False)
-    found = [row for row in rows if row["test"] == "told" and row["metric"] == "percentile"]
-    _curve(by_told, [int(row["setting"]) for row in found], found, styles["arm"], "language model")
-    by_told.set_xlabel("items of the history told")
+    for test, panel in zip(tested, panels, strict=True):
+        panel.set_ylabel("popularity percentile")
+        if test == "told":
+            found = [row for row in by[test] if row["metric"] == "percentile"]
+            _curve(panel, [int(row["setting"]) for row in found], found, styles["arm"], "language model")
+            panel.set_xlabel("items of the history told")
+            continue
+        for name, label in (("arm", "language model"), ("base", "base")):
+            found = [row for row in by[test] if f"{name}, rank" in row["setting"]]
+            _curve(panel, list(range(1, len(found) + 1)), found, styles[name], label)
+        (taken,) = (row["value"] for row in by[test] if row["setting"] == "taken next")
+        panel.axhline(taken, color="#888888", linestyle="--")
+        panel.set_xlabel("rank")
+        panel.legend(frameon=False)
     return figure
 
 

@@ -179,6 +179,7 @@ def _judge(settings: Settings, arm: str, run: Run) -> tuple[list[Row], Any]:
         places = sampled_ranks(recommender, split, n_negatives=n - 1, k=n, key=key)
         for metric, values in rank_metrics(places, [k for k in CUTOFFS if k < n]).items():
             rows.append(_row(arm, n, metric, values, key))
+        rows.append(_row(arm, n, "auc", 1 - np.minimum(places, n - 1) / (n - 1), key))
     if not np.isnan(split.ratings).all():
         if isinstance(recommender, LLMRanker) and recommender.form == "point":
             rows += _stars(arm, _stars_told(recommender, dataset, split, key), split, key)

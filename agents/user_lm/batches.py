@@ -77,15 +77,17 @@ class Reader:
     Args:
         tokenizer: of `learn_vocabulary`, or of any instruction model with a token per digit.
         system: the system prompt.
+        told: the prompt itself asks for digits, so that the beginnings of the answer need not: the compact templates,
+            as a model of `compact` reads them.
 
     Raises:
         ConfigError: the tokenizer has no chat template, or does not say where its tokens stand in a text.
     """
 
-    def __init__(self, tokenizer: Any, system: str) -> None:
+    def __init__(self, tokenizer: Any, system: str, *, told: bool = False) -> None:
         if not tokenizer.chat_template or not tokenizer.is_fast:
             raise ConfigError("user_lm.checkpoint: expected a fast tokenizer with a chat template")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.told = tokenizer, told
         messages = [{"role": "system", "content": system}, {"role": "user", "content": MARK}]
         chat = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
@@ -231,16 +233,16 @@ class Reader:
     def _leads_of(self, k: int) -> list[list[int]]:
         """The tokens of the branches of a page of k items."""
         if k not in self._leads:
-            self._leads[k] = [self._encode(text) for text in leads(k)]
+            self._leads[k] = [self._encode(text) for text in leads(k, told=self.told)]
         return self._leads[k]
 
     def _width(self, k: int) -> int:
         return sum(map(len, self._leads_of(k)))
 
 
-def leads(k: int) -> list[str]:
+def leads(k: int, *, told: bool = False) -> list[str]:
     """The beginnings of an answer about a page of k items that ask for one number each: interest and rating in turn."""
-    return [lead(slot) for slot in slots(page_schema(opaque_ids(k)))]
+    return [lead(slot, told=told) for slot in slots(page_schema(opaque_ids(k)))]
 
 
 def answer_texts(k: int) -> list[str]:

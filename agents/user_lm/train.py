@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.llm.templates import COMPACT
 from agents.user_lm.corpus import Corpus, Example
 from agents.user_lm.exposure import LoggedPages
 from simenv.errors import ConfigError
@@ -149,7 +150,8 @@ def train(
     with seeded(seed, device):
         tokenizer, network = _network(corpus, first, options, items)
     network.to(device)
-    reader = Reader(tokenizer, corpus.prompts.render("system"))
+    told = options.checkpoint is not None and corpus.options.prompts == COMPACT
+    reader = Reader(tokenizer, corpus.prompts.render("system"), told=told)
     encoded = reader.encode(first)
     described = None
     if options.checkpoint is None:

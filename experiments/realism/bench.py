@@ -100,13 +100,14 @@ def play(settings: Settings, run: Run) -> None:
     Raises:
         BudgetExhausted: a language model's budget ends; all answers so far are kept for ``resume``.
     """
-    rows, card = examine(settings, run.path)
+    rows, by_user, card = examine(settings, run.path)
     run.table("realism", [asdict(row) for row in rows])
+    run.table("realism_users", by_user)
     run.card(**card)
 
 
-def examine(settings: Settings, folder: Path) -> tuple[list[Row], dict[str, Any]]:
-    """Every test of the suite on the design's data set, and what the run card says about it.
+def examine(settings: Settings, folder: Path) -> tuple[list[Row], list[dict[str, Any]], dict[str, Any]]:
+    """Every test of the suite on the design's data set, each user's AUC, and what the run card says about it.
 
     Args:
         settings: of the suite.
@@ -145,7 +146,7 @@ def examine(settings: Settings, folder: Path) -> tuple[list[Row], dict[str, Any]
         users.calibration().save(folder / "calibration.json")
         card["calibration"] = asdict(users.calibration())
         card["llm"] = users.model.accounting if asks_model(users.model) else {}
-    return sorted(rows, key=_place), card
+    return sorted(rows, key=_place), bench.by_user, card
 
 
 def _place(row: Row) -> int:
@@ -194,6 +195,7 @@ class Bench:
         self.item_mean = item_mean(split.train.interactions)
         if isinstance(self.own, Asked):
             self.own.calibrate([self.pages["uniform", ratio] for ratio in settings.ratios])
+        self.by_user: list[dict[str, Any]] = []  # of the hard protocol and of unseen items: to pair two runs by
         self._boots: dict[int, UserBootstrap] = {}
 
     def _opinions(self, model: UserModel, seed: int, name: str | None = None) -> Opinions:
@@ -264,6 +266,7 @@ class Bench:
             scores, boot = self._scores(pages), self._boot(pages)
             rows += tests.discrimination(pages, scores, boot, setting=prefix + pages.setting)
             if pages.setting == HARD and not prefix:
+                self._keep(pages, scores)
                 answered = ~np.isnan(np.where(pages.filled, scores[self.own.name], 0.0)).any(axis=1)
                 rows.append(
                     boot.row(
@@ -287,8 +290,18 @@ class Bench:
             return [_skipped("discrimination", self.own.name, f"{len(users)} users chose unseen items")]
         pages = draw_pages(part, users, KINDS[0], 1, self.settings.candidates, self.design.seed)
         pages = replace(pages, setting=setting, items=np.where(pages.filled, rows[pages.items], -1).astype(np.int32))
-        boot = UserBootstrap(len(pages.users), self.design.seed)
-        return tests.discrimination(pages, self._scores(pages), boot)
+        boot, scores = UserBootstrap(len(pages.users), self.design.seed), self._scores(pages)
+        self._keep(pages, scores)
+        return tests.discrimination(pages, scores, boot)
+
+    def _keep(self, pages: Pages, scores: Mapping[str, DoubleArray]) -> None:
+        """Remember each user's AUC, by the data set's own id."""
+        ids = self.split.train.user_ids
+        self.by_user += [
+            {"setting": pages.setting, "user": ids[user], "model": name, "auc": auc}
+            for name, score in scores.items()
+            for user, auc in zip(pages.users.tolist(), tests.page_auc(pages, score).tolist(), strict=True)
+        ]
 
     def ratings(self) -> list[Row]:
         """Expected ratings against real ones, and the spread of those given."""

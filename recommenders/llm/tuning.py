@@ -29,12 +29,15 @@ class RankerTuning:
     Attributes:
         examples: half of them what people took (or liked), half what they did not.
         negatives: what people did not take: ``uniform`` over what they never had; by ``popularity``, so that how well
-            known an item is says nothing; or ``rated``, what they gave less than their own mean (TALLRec's).
+            known an item is says nothing; or ``rated``, what they later gave less than their own mean (TALLRec's).
+        together: how many examples are about the same person at the same moment, half of each kind: what they have in
+            common is read once, so that eight of them take a fifth of the time of eight moments.
         how: of the adapters.
     """
 
     examples: int = 128
     negatives: str = "uniform"
+    together: int = 2
     how: Tuning
 
     @classmethod
@@ -45,14 +48,21 @@ class RankerTuning:
             ConfigError: an option there is not, or one out of range.
         """
         given = dict(options)
-        own = {name: given.pop(name) for name in ("examples", "negatives") if name in given}
+        own = {name: given.pop(name) for name in ("examples", "negatives", "together") if name in given}
         names = [field.name for field in fields(Tuning) if field.name != "seed"]
         if unknown := sorted(set(given) - set(names)):
-            expected = ", ".join(["examples", "negatives", *names])
+            expected = ", ".join(["examples", "negatives", "together", *names])
             raise ConfigError(f"tuning.{unknown[0]}: unknown option; expected one of {expected}")
         made = cls(**own, how=Tuning(**given))
         if isinstance(made.examples, bool) or not isinstance(made.examples, int) or made.examples < 2:
             raise ConfigError(f"tuning.examples={made.examples}: expected a whole number of at least 2")
+        if (
+            isinstance(made.together, bool)
+            or not isinstance(made.together, int)
+            or made.together < 2
+            or made.together % 2
+        ):
+            raise ConfigError(f"tuning.together={made.together}: expected an even number of at least 2")
         if made.negatives not in NEGATIVES:
             raise ConfigError(f"tuning.negatives={made.negatives}: expected one of {', '.join(NEGATIVES)}")
         return made
@@ -69,19 +79,19 @@ class Told:
 
 
 def told_examples(log: Interactions, teller: Teller, options: RankerTuning, key: Key) -> list[Told]:
-    """Pairs of what a person took at some moment and what they did not, each after what they had had until then.
+    """What people took next at some moments and what they did not, each after what they had had until then.
 
     Args:
         log: what people took.
         teller: which has learnt `log`.
-        options: how many, and what was not taken.
+        options: how many, how many at a moment, and what was not taken.
         key: whose seed draws them.
 
     Raises:
-        ConfigError: the log has no such pair.
+        ConfigError: the log has no such examples.
     """
     rng = np.random.default_rng([key.seed, 0x7A11])
-    counts = np.diff(np.concatenate(([0], np.cumsum(log.user_counts()))))
+    counts = log.user_counts()
     histories = [teller.history(user) for user in range(log.n_users)]
     means = [
         float(np.nanmean(r)) if len(r := log.ratings[rows]) and not np.isnan(r).all() else np.nan for rows in histories
@@ -95,22 +105,20 @@ def told_examples(log: Interactions, teller: Teller, options: RankerTuning, key:
         user = int(rng.choice(people))
         rows = histories[user]
         place = int(rng.integers(1, len(rows)))
-        liked = not log.ratings[rows[place]] < means[user]
-        if not liked:
+        later = rows[place:]
+        disliked = log.ratings[later] < means[user]
+        if disliked[0]:
             continue
         if options.negatives == "rated":
-            below = 1 + np.flatnonzero(log.ratings[rows[1:]] < means[user])
-            if not len(below):
-                continue
-            other = int(rng.choice(below))
-            missed, before = int(log.items[rows[other]]), other
+            missed = rng.permutation(log.items[later[disliked]])
         else:
             chance = weights.copy()
             chance[log.items[rows]] = 0.0
-            if not chance.any():
-                continue
-            missed, before = int(rng.choice(log.n_items, p=chance / chance.sum())), place
-        found += [Told(user, place, int(log.items[rows[place]]), True), Told(user, before, missed, False)]
+            n = min(options.together // 2, np.count_nonzero(chance))
+            missed = rng.choice(log.n_items, n, replace=False, p=chance / chance.sum()) if n else []
+        taken = log.items[later[~disliked]]
+        for item, other in list(zip(taken.tolist(), list(missed), strict=False))[: options.together // 2]:
+            found += [Told(user, place, int(item), True), Told(user, place, int(other), False)]
     if not found:
         raise ConfigError(
             f"tuning: no example of negatives={options.negatives} in {len(log)} interactions; expected people with at "

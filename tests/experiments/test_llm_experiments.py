@@ -104,7 +104,11 @@ def test_biases_are_told_test_by_test(tmp_path):
     assert rows["robustness", "the question in other words", "prag"]["value"] == 1
     assert rows["explanations", "neutral", "words"]["value"] > 0
     assert rows["explanations", "gender: female", "polarity - neutral"]["value"] == 0
+    assert rows["explanations", "placebo, locker: 12", "words"]["value"] > 0
+    assert rows["explanations", "gender: female", "words - placebo"]["value"] == 0
     assert rows["told", "0", "percentile"]["value"] != rows["told", "20", "percentile"]["value"]
+    gained = rows["told", "20", "percentile"]["value"] - rows["told", "0", "percentile"]["value"]
+    assert rows["told", "20", "percentile - with 0 told"]["value"] == pytest.approx(gained)
     assert rows["compliance", "chatgpt-list", "usable answers"]["value"] == 1
     assert {path.name for path in (folder / "figures").glob("llm_*.png")} == {
         "llm_popularity.png",

@@ -151,8 +151,9 @@ def test_examples_are_told_as_they_were_then(dataset, negatives):
         rows = teller.history(each.user)
         had = log.items[rows].tolist()
         if each.taken or negatives == "rated":
-            assert had[each.before] == each.item
-            assert (log.ratings[rows[each.before]] >= log.ratings[rows].mean()) == each.taken
+            place = had.index(each.item)
+            assert place == each.before if each.taken else place > each.before
+            assert (log.ratings[rows[place]] >= log.ratings[rows].mean()) == each.taken
         else:
             assert each.item not in had
     if negatives != "rated":
@@ -163,11 +164,48 @@ def test_examples_are_told_as_they_were_then(dataset, negatives):
     assert told.count("\n- ") == min(3, before)
 
 
+def test_examples_of_one_moment_are_told_together(dataset):
+    teller = Teller(Telling(history=3), dataset)
+    teller.learn(dataset.interactions)
+    found = told_examples(dataset.interactions, teller, RankerTuning.of({"examples": 60, "together": 6}), Key(0))
+    moments: dict[tuple[int, int], list] = {}
+    for each in found:
+        moments.setdefault((each.user, each.before), []).append(each)
+    assert max(map(len, moments.values())) >= 6 > 2
+    for (user, before), told in moments.items():
+        had = dataset.interactions.items[teller.history(user)].tolist()
+        assert all((each.item in had[before:]) == each.taken for each in told)
+
+
+def test_a_loss_is_the_same_whether_beginnings_are_read_once_or_each_time(weights):
+    """Of questions about one history, and of others beside them."""
+    import torch
+    import transformers as hf
+
+    from simenv.language_models.local.adapters import _families, _side_by_side
+
+    network = hf.AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32).eval()
+    history = list(range(3, 33))
+    rows = [([*history, 40 + n, 7 + n, 5], [1, 2], 0) for n in range(3)]
+    rows += [([9, 8, 7], [1, 2], 1), ([*history[:20], 50], [1, 2], 0)]
+    families = _families(rows)
+    assert [len(family) for family in families] == [3, 1, 1]
+    ids, positions, sees, ends = _side_by_side(families)
+    assert ids.shape == (3, 30 + 3 * 3)
+    bias = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        together = network.model(input_ids=ids, attention_mask=bias[:, None], position_ids=positions).last_hidden_state
+        for end, (tokens, _, _) in zip(ends.tolist(), rows, strict=True):
+            alone = network.model(input_ids=torch.tensor([tokens])).last_hidden_state[0, -1]
+            torch.testing.assert_close(together[tuple(end)], alone, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"negatives": "none"}, "tuning.negatives=none: expected one of uniform"),
         ({"examples": 1}, "tuning.examples=1"),
+        ({"together": 3}, "tuning.together=3: expected an even number"),
         ({"rank": 0}, "tuning.rank=0"),
         ({"learning_rate": 0}, "tuning.learning_rate=0"),
         ({"ranks": 4}, "tuning.ranks: unknown option; expected one of examples"),

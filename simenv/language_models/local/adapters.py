@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 Rows = tuple[list[int], list[int], int]  # tokens up to the answer, tokens of the digits, which of these is wanted
+ALIKE = 0.75  # of the tokens in common make two neighbours of one family
 
 
 def merged(network: Any, folder: Path) -> Any:
@@ -98,28 +99,33 @@ def _learn(local: TransformersLocal, rows: Sequence[Rows], options: Tuning, fold
         network = peft.get_peft_model(network, how).to(device)
     body, head = network.get_base_model().model, network.get_output_embeddings().weight
 
-    def loss(batch: Sequence[Rows]) -> tuple[Tensor, int]:
-        ends = torch.tensor([len(tokens) - 1 for tokens, _, _ in batch], device=device)
-        ids = torch.zeros((len(batch), int(ends.max()) + 1), dtype=torch.long, device=device)
-        for row, (tokens, _, _) in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens, device=device)  # padded where no token before looks
-        states = body(input_ids=ids, use_cache=False).last_hidden_state[torch.arange(len(batch), device=device), ends]
-        scores = torch.stack([functional.linear(state, head[digits]) for state, (_, digits, _) in zip(states, batch)])
-        return functional.cross_entropy(scores.float(), torch.tensor([w for _, _, w in batch], device=device)), len(
-            batch
-        )
+    def loss(batch: Sequence[Sequence[Rows]]) -> tuple[Tensor, int]:
+        ids, positions, sees, ends = (each.to(device) for each in _side_by_side(batch))
+        bias = torch.zeros(sees.shape, device=device).masked_fill(~sees, torch.finfo(torch.float32).min)
+        states = body(input_ids=ids, attention_mask=bias[:, None], position_ids=positions, use_cache=False)
+        rows = [row for family in batch for row in family]
+        states = states.last_hidden_state[ends[:, 0], ends[:, 1]]
+        scores = torch.stack([functional.linear(state, head[digits]) for state, (_, digits, _) in zip(states, rows)])
+        return functional.cross_entropy(scores.float(), torch.tensor([w for _, _, w in rows], device=device)), len(rows)
 
-    def batches(epoch: int) -> Iterator[list[Rows]]:
-        order = np.random.default_rng([options.seed, epoch, 0x10A]).permutation(len(rows))
-        for start in range(0, len(order), options.batch_size):
-            yield [rows[row] for row in order[start : start + options.batch_size].tolist()]
+    families = _families(rows)
+
+    def batches(epoch: int) -> Iterator[list[list[Rows]]]:
+        order = np.random.default_rng([options.seed, epoch, 0x10A]).permutation(len(families)).tolist()
+        batch: list[list[Rows]] = []
+        for family in order:
+            if batch and sum(map(len, batch)) + len(families[family]) > options.batch_size:
+                yield batch
+                batch = []
+            batch.append(families[family])
+        yield batch
 
     checkpoint = folder.parent / f"{folder.name}.checkpoint"
     options_ = TrainingOptions(
         epochs=options.epochs, learning_rate=options.learning_rate, weight_decay=0.0, max_minutes=options.max_minutes
     )
     training = Training(network, loss, options_, seed=options.seed, checkpoint=checkpoint)
-    progress = training.run(batches, -(-len(rows) // options.batch_size))
+    progress = training.run(batches, sum(1 for _ in batches(0)))
     with TemporaryDirectory(dir=folder.parent) as temporary:
         whole = Path(temporary) / "adapter"
         network.save_pretrained(whole)
@@ -128,6 +134,51 @@ def _learn(local: TransformersLocal, rows: Sequence[Rows], options: Tuning, fold
         whole.rename(folder)
     checkpoint.unlink(missing_ok=True)
     print(f"{local.model} tuned on {len(rows)} examples in {progress.seconds:.0f} s: {folder}", file=sys.stderr)
+
+
+def _families(rows: Sequence[Rows]) -> list[list[Rows]]:
+    """Neighbours whose beginnings are mostly the same, such as questions about one history."""
+    families: list[list[Rows]] = []
+    for row in rows:
+        last = families[-1][-1][0] if families else []
+        if families and _common([last, row[0]]) >= ALIKE * max(len(last), len(row[0])):
+            families[-1].append(row)
+        else:
+            families.append([row])
+    return families
+
+
+def _common(texts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all have in common; at least one of each is left over."""
+    shortest = min(map(len, texts)) - 1
+    return next((place for place in range(shortest) if len({text[place] for text in texts}) > 1), shortest)
+
+
+def _side_by_side(batch: Sequence[Sequence[Rows]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Families as rows: what its members begin with in common, then the rest of each, which sees no other's.
+
+    Returns:
+        tokens and their positions (B, T), who sees whom (B, T, T), and row and place of each member's end (m, 2).
+    """
+    shared = [_common([tokens for tokens, _, _ in family]) for family in batch]
+    widths = [n + sum(len(tokens) - n for tokens, _, _ in family) for n, family in zip(shared, batch, strict=True)]
+    ids = torch.zeros((len(batch), max(widths)), dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    sees = torch.eye(max(widths), dtype=torch.bool).repeat(len(batch), 1, 1)  # padding sees itself: no empty softmax
+    ends = []
+    for row, (n, family) in enumerate(zip(shared, batch, strict=True)):
+        ids[row, :n], positions[row, :n] = torch.tensor(family[0][0][:n]), torch.arange(n)
+        sees[row, :n, :n] = torch.ones(n, n).tril().bool()
+        start = n
+        for tokens, _, _ in family:
+            stop = start + len(tokens) - n
+            ids[row, start:stop] = torch.tensor(tokens[n:])
+            positions[row, start:stop] = torch.arange(n, len(tokens))
+            sees[row, start:stop, :n] = True
+            sees[row, start:stop, start:stop] = torch.ones(stop - start, stop - start).tril().bool()
+            ends.append((row, stop - 1))
+            start = stop
+    return ids, positions, sees, torch.tensor(ends)
 
 
 def _peft() -> Any:

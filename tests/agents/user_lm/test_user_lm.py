@@ -539,6 +539,24 @@ def answers_in_training(network, reader, examples) -> list[np.ndarray]:
     return np.split(said, np.cumsum([2 * len(each.items) + 1 for each in examples])[:-1])
 
 
+def test_a_model_of_the_compact_templates_is_trained_on_what_it_is_asked(tmp_path, reader, examples, system):
+    """These ask for digits themselves, so that the beginnings of the answer do not."""
+    from agents.user_lm.batches import Reader
+    from agents.user_lm.network import save
+    from simenv.language_models.local.model import TransformersLocal
+
+    network, some = shaken(network_of(reader.tokenizer)), examples[:2]
+    told = Reader(reader.tokenizer, system, told=True)
+    save(network, reader.tokenizer, tmp_path / "model")
+    expected, other = (answers_in_training(network, each, some) for each in (told, reader))
+    model = TransformersLocal(tmp_path / "model", readout="logits", device="cpu", compact=True)
+    for answer, means, untold in zip(model.answer([asked(each, system) for each in some]), expected, other):
+        items = json.loads(answer.text)["items"].values()
+        interest = np.array([item["interest"] for item in items])
+        np.testing.assert_allclose(interest, means[0:-1:2], atol=5e-3)
+        assert np.abs(interest - untold[0:-1:2]).max() > 0.1
+
+
 def test_training_and_serving_agree(tmp_path, reader, examples, system):
     """The expectations trained on, in a batch with written answers beside them, are those served from the folder."""
     from agents.user_lm.network import save

@@ -342,7 +342,7 @@ class RandomTastes(TasteModel):
 def test_users_without_any_taste_are_not_validated(tmp_path):
     config = settings(tmp_path, *SMALL)
     options = realism.Settings.of(config | {"judged_users": 60, "draws": 2})
-    rows, card = realism.examine(
+    rows, _, card = realism.examine(
         replace(options, design=replace(options.design, tastes=RandomTastes())), tmp_path / "run"
     )
     assert value(rows, "discrimination", "auc", "choice", "popularity-matched 1:1") < 0.6
@@ -420,7 +420,7 @@ def test_without_ratings_and_genres_what_cannot_be_said_is_not(tmp_path):
         catalog=replace(WORLD.catalog, genre_names=(), genres=np.zeros((WORLD.n_items, 0), bool)),
         tastes=None,
     )
-    rows, card = realism.examine(replace(options, design=replace(options.design, dataset=silent)), tmp_path)
+    rows, _, card = realism.examine(replace(options, design=replace(options.design, dataset=silent)), tmp_path)
     assert {row.test for row in rows if row.metric.startswith("skipped")} >= {"ratings", "traits"}
     assert "no ratings to judge by" in realism.verdict(rows, card)[0].sentence
 
@@ -468,12 +468,12 @@ def test_a_language_model_is_judged_calibrated_and_not_asked_twice(tmp_path):
         options = realism.Settings.of(config)
         again = tmp_path / "again"
         (again / "checkpoint").mkdir(parents=True)
-        first, _ = realism.examine(options, again)
+        first, _, _ = realism.examine(options, again)
         before = len(server.seen)
-        second, _ = realism.examine(options, again)
+        second, _, _ = realism.examine(options, again)
         assert len(server.seen) == before
         assert repr(first) == repr(second)
-        fewer, _ = realism.examine(realism.Settings.of({**config, "again": False}), again)
+        fewer, _, _ = realism.examine(realism.Settings.of({**config, "again": False}), again)
         assert {row.test: row.metric for row in fewer}["masked titles"] == "skipped: again=false"
     found = {(row["test"], row["metric"]): row["value"] for row in rows.filter(pl.col("model") == "llm").to_dicts()}
     assert found["test-retest", "correlation"] == pytest.approx(

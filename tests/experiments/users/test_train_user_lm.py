@@ -260,7 +260,7 @@ def judged(run_dir: Path, trained: Path, *overrides: str) -> dict:
 def test_only_those_it_never_saw_are_judged(trained, tmp_path):
     config = judged(tmp_path, trained)
     chosen = realism.Settings.of(config)
-    rows, card = realism.examine(chosen, tmp_path)
+    rows, by_user, card = realism.examine(chosen, tmp_path)
     dataset = chosen.design.load_dataset(0)
     unseen = Unseen.load(Path(config["unseen"]), dataset, 0.2)
     apart = 0
@@ -276,6 +276,12 @@ def test_only_those_it_never_saw_are_judged(trained, tmp_path):
     assert card["splits"]["synthetic"]["judged_users"] <= unseen.users.sum()
     found = {row.model for row in rows if row.setting == "unseen items" and row.metric == "auc"}
     assert found >= {"llm", "ease", "svd"}
+    aucs = [row["auc"] for row in by_user if (row["setting"], row["model"]) == ("unseen items", "ease")]
+    (told,) = (row.value for row in rows if (row.setting, row.model, row.metric) == ("unseen items", "ease", "auc"))
+    assert np.nanmean(aucs) == pytest.approx(told)
+    assert {row["user"] for row in by_user if row["setting"] != "unseen items"} <= set(
+        np.array(dataset.user_ids)[unseen.users]
+    )
 
 
 def test_a_split_of_some_items_keeps_their_names():
