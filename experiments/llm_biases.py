@@ -286,16 +286,22 @@ def order(e: RankerExamination) -> Iterator[Row]:
 
 
 def popularity(e: RankerExamination) -> Iterator[Row]:
-    """Popularity percentile of what stands at each rank: the arm's, its base's, and that of what was taken next."""
-    base = e.candidates[:, : e.settings.k]
-    for name, lists in (("arm", e.neutral), ("base", base)):
+    """Popularity percentile of what stands at each rank: the arm's, its base's, and that of what was taken next.
+
+    Of a model that was tuned for the arm, also what it was before.
+    """
+    found = {"arm": e.neutral, "base": e.candidates[:, : e.settings.k]}
+    if (untuned := e.ranker.untuned()) is not None:
+        found["untuned"] = e.lists(untuned)
+    for name, lists in found.items():
         for rank in range(lists.shape[1]):
             at = lists[:, rank]
             yield e.row("popularity", f"{name}, rank {rank + 1}", "percentile", _of(e.popularity, at))
         yield e.row("popularity", name, "percentile", _means(e.popularity, lists))
     yield e.row("popularity", "taken next", "percentile", e.popularity[e.targets])
-    difference = _means(e.popularity, e.neutral) - _means(e.popularity, base)
-    yield e.row("popularity", "arm - base", "percentile", difference)
+    means = {name: _means(e.popularity, lists) for name, lists in found.items()}
+    for name in [name for name in means if name != "arm"]:
+        yield e.row("popularity", f"arm - {name}", "percentile", means["arm"] - means[name])
 
 
 def told(e: RankerExamination) -> Iterator[Row]:
@@ -531,7 +537,7 @@ def plot_popularity(rows: Sequence[Row]) -> Figure:
     by = {name: [row for row in rows if row["test"] == name] for name in ("popularity", "told")}
     tested = [name for name, found in by.items() if found]
     figure, panels = small_multiples(len(tested), height=3.6, share=False)
-    styles = arm_styles(["arm", "base"])
+    styles = arm_styles(["arm", "base", "untuned"])
     for test, panel in zip(tested, panels, strict=True):
         panel.set_ylabel("popularity percentile")
         if test == "told":
@@ -539,8 +545,10 @@ def plot_popularity(rows: Sequence[Row]) -> Figure:
             _curve(panel, [int(row["setting"]) for row in found], found, styles["arm"], "language model")
             panel.set_xlabel("items of the history told")
             continue
-        for name, label in (("arm", "language model"), ("base", "base")):
-            found = [row for row in by[test] if f"{name}, rank" in row["setting"]]
+        for name, label in (("arm", "language model"), ("base", "base"), ("untuned", "before tuning")):
+            found = [row for row in by[test] if row["setting"].startswith(f"{name}, rank")]
+            if not found:
+                continue
             _curve(panel, list(range(1, len(found) + 1)), found, styles[name], label)
         (taken,) = (row["value"] for row in by[test] if row["setting"] == "taken next")
         panel.axhline(taken, color="#888888", linestyle="--")

@@ -6,10 +6,11 @@ counted. What users then do is not known here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,15 @@ class LLMRanker(AskingRecommender):
         if self.tuning is not None and form not in TASKS:
             raise ConfigError(f"{self.name}: tuning with form={form}; expected one of {', '.join(TASKS)}")
         self.adapter: Path | None = None
+        self._as_it_was: LanguageModel | None = None
+
+    def untuned(self) -> Self | None:
+        """The same, asking the model as it was before it was tuned here; None where it was not."""
+        if self._as_it_was is None:
+            return None
+        other = copy.copy(self)
+        other.language_model, other._as_it_was = self._as_it_was, None
+        return other
 
     def rank(self, users: LongArray, items: NDArray[np.int32], key: Key) -> NDArray[np.int32]:
         """The candidates of each row, best first, empties last; a row without a usable answer stays as it is.
@@ -156,6 +166,7 @@ class LLMRanker(AskingRecommender):
         self._adapt(self.language_model.tune(examples, replace(self.tuning.how, seed=key.seed % SEEDS)))
 
     def _adapt(self, folder: Path) -> None:
+        self._as_it_was = self.language_model
         self.adapter, self.language_model = folder, self.language_model.adapted(folder)
 
     def _state(self) -> Mapping[str, NDArray[Any]]:

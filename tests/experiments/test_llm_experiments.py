@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from experiments.running.course import run_experiment
 from experiments.running.design import CONF
+from recommenders.llm import LLMRanker
 from simenv.errors import BudgetExhausted, ConfigError
 from simenv.language_models.fake_server import LLMServer, Reply, Seen
 from tests.recommenders.taste_reader import reply
@@ -79,6 +80,15 @@ def test_arms_that_ask_are_played_in_the_loop_and_accounted_for(tmp_path):
     assert "llm-loop:chatgpt-list:arp_pct:itemknn" in claims
     assert not any(name.startswith("llm-level:as-shown") for name in claims)
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_tuned_arm_stands_beside_what_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(LLMRanker, "untuned", lambda self: self.retold(history=0))
+    run_experiment(config("llm_biases", tmp_path / "run", "k=5", "tests=[popularity]"))
+    rows = {r["setting"]: r["value"] for r in pl.read_csv(tmp_path / "run" / "tables" / "llm_biases.csv").to_dicts()}
+    assert rows["arm - untuned"] == pytest.approx(rows["arm"] - rows["untuned"])
+    assert rows["arm - untuned"] != 0
+    assert (tmp_path / "run" / "figures" / "llm_popularity.png").is_file()
 
 
 def test_biases_are_told_test_by_test(tmp_path):

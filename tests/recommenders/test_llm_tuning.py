@@ -87,8 +87,10 @@ def test_tuning_teaches_what_is_taken_once_and_is_found_again(weights, prompts, 
     arm = fitted(ranker(weights, prompts, tmp_path / "kept"), dataset)
     assert abs(advantage(untuned)) < 0.1
     assert advantage(arm) > 0.3
+    assert advantage(arm.untuned()) == advantage(untuned)
+    assert untuned.untuned() is None
     assert arm.accounting["model"].startswith("tiny.Q4+tiny.Q4-")
-    assert arm.accounting["total"]["calls"] == 3 * N_ITEMS
+    assert arm.accounting["total"]["calls"] == 2 * 3 * N_ITEMS
     told = json.loads((arm.adapter / "tuning.json").read_text())
     assert (told["examples"], told["steps"]) == (48, 72)
     assert told["losses"][-1] < told["losses"][0]
