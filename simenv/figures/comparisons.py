@@ -293,7 +293,8 @@ def _forest_panel(panel: Axes, title: str, claims: Sequence[JudgedClaim]) -> Non
     panel.set_ylim(len(claims) - 0.4, -0.6)
     panel.margins(x=0.1)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=4, min_n_ticks=3))
-    panel.set_title(wrap(plain(title), 26), fontsize=LABEL, loc="left", color=INK, fontweight="bold")
+    words = wrap(plain(title), 26)  # and again where the figure's edge is nearer
+    panel.set_title(words, fontsize=LABEL, loc="left", color=INK, fontweight="bold", wrap=True)
 
 
 def _claim_row(claim: JudgedClaim) -> str:

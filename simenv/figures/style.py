@@ -47,6 +47,7 @@ KNOWN_ARMS = {
     "p5": ("#661100", "d"),
     "p5-fast": ("#b8860b", "H"),
     "chatgpt-list": ("#ee3377", "^"),
+    "as-shown": ("#9467bd", "d"),
     "tallrec": ("#44aa99", "v"),
     "tallrec-untuned": ("#6b8e23", "v"),
     "oracle": ("#000000", "D"),
