@@ -106,9 +106,11 @@ def _learn(local: TransformersLocal, rows: Sequence[Rows], options: Tuning, fold
         rows = [row for family in batch for row in family]
         states = states.last_hidden_state[ends[:, 0], ends[:, 1]]
         scores = torch.stack([functional.linear(state, head[digits]) for state, (_, digits, _) in zip(states, rows)])
-        return functional.cross_entropy(scores.float(), torch.tensor([w for _, _, w in rows], device=device)), len(rows)
+        found = functional.cross_entropy(scores.float(), torch.tensor([w for _, _, w in rows], device=device))
+        course.append(round(found.item(), 4))
+        return found, len(rows)
 
-    families = _families(rows)
+    families, course = _families(rows), list[float]()  # losses by step, of this call
 
     def batches(epoch: int) -> Iterator[list[list[Rows]]]:
         order = np.random.default_rng([options.seed, epoch, 0x10A]).permutation(len(families)).tolist()
@@ -130,6 +132,7 @@ def _learn(local: TransformersLocal, rows: Sequence[Rows], options: Tuning, fold
         whole = Path(temporary) / "adapter"
         network.save_pretrained(whole)
         told = {"examples": len(rows), "losses": progress.losses, "steps": progress.step, "seconds": progress.seconds}
+        told["step_losses"] = course
         (whole / "tuning.json").write_text(json.dumps({**asdict(options), **told}, indent=1))
         whole.rename(folder)
     checkpoint.unlink(missing_ok=True)
