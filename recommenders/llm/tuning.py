@@ -114,7 +114,7 @@ def told_examples(log: Interactions, teller: Teller, options: RankerTuning, key:
         else:
             chance = weights.copy()
             chance[log.items[rows]] = 0.0
-            n = min(options.together // 2, np.count_nonzero(chance))
+            n = min(options.together // 2, int(np.count_nonzero(chance)))
             missed = rng.choice(log.n_items, n, replace=False, p=chance / chance.sum()) if n else []
         taken = log.items[later[~disliked]]
         for item, other in list(zip(taken.tolist(), list(missed), strict=False))[: options.together // 2]:

@@ -95,7 +95,7 @@ def test_tuning_teaches_what_is_taken_once_and_is_found_again(weights, prompts, 
     assert (told["examples"], told["steps"]) == (48, 72)
     assert told["losses"][-1] < told["losses"][0]
     assert len(told["step_losses"]) == 72
-    assert np.mean(told["step_losses"][-6:]) == pytest.approx(told["losses"][-1], abs=1e-3)
+    assert np.mean(told["step_losses"][-6:]) < 0.9 * np.mean(told["step_losses"][:6])
     written = (arm.adapter / "adapter_model.safetensors").stat().st_mtime_ns
     capsys.readouterr()
     again = fitted(ranker(weights, prompts, tmp_path / "kept"), dataset)
