@@ -115,10 +115,12 @@ def told_examples(log: Interactions, teller: Teller, options: RankerTuning, key:
             chance = weights.copy()
             chance[log.items[rows]] = 0.0
             n = min(options.together // 2, int(np.count_nonzero(chance)))
-            missed = rng.choice(log.n_items, n, replace=False, p=chance / chance.sum()) if n else []
+            if not n:
+                continue
+            missed = rng.choice(log.n_items, n, replace=False, p=chance / chance.sum())
         taken = log.items[later[~disliked]]
-        for item, other in list(zip(taken.tolist(), list(missed), strict=False))[: options.together // 2]:
-            found += [Told(user, place, int(item), True), Told(user, place, int(other), False)]
+        for item, other in list(zip(taken.tolist(), missed.tolist(), strict=False))[: options.together // 2]:
+            found += [Told(user, place, item, True), Told(user, place, other, False)]
     if not found:
         raise ConfigError(
             f"tuning: no example of negatives={options.negatives} in {len(log)} interactions; expected people with at "
