@@ -217,18 +217,29 @@ def _cosine_neighbours(
     similarity: Any,
     found: Any,
 ) -> None:  # pragma: no cover - compiled
-    """Exact: one dense row of co-counts at a time, so memory stays linear in the items."""
+    """Exact: one dense row of co-counts at a time, so memory stays linear in the items; of which only what has been
+    counted is looked at where that is little, so time does too.
+    """
     n_items, size = near.shape
     counts = np.diff(item_ptr)
     together = np.zeros(n_items, np.int64)
+    touched = np.empty(n_items, np.int32)
     for item in range(n_items):
+        n_touched = 0
         for p in range(item_ptr[item], item_ptr[item + 1]):
             user = item_users[p]
             for q in range(user_ptr[user], user_ptr[user + 1]):
+                if together[user_items[q]] == 0:
+                    touched[n_touched] = user_items[q]
+                    n_touched += 1
                 together[user_items[q]] += 1
         together[item] = 0
         filled = 0
-        for other in range(n_items):
+        few = n_touched * 16 < n_items
+        if few:
+            touched[:n_touched] = np.sort(touched[:n_touched])  # ties go to the smaller item
+        for look in range(n_touched if few else n_items):
+            other = touched[look] if few else look
             if together[other] == 0:
                 continue
             value = np.float32(together[other] / (np.sqrt(counts[item] * counts[other]) + shrinkage))

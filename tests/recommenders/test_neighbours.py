@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 
 from recommenders.neighbours import ItemKNN, SeqKNN, UserKNN
@@ -37,6 +39,19 @@ def test_itemknn_against_brute_force():
     supported = expected > 0
     np.testing.assert_allclose(scores[supported], expected[supported], rtol=1e-5)
     assert (scores[~supported] < 0).all()
+
+
+def test_a_large_catalogue_changes_no_neighbour():
+    """Where few items were counted only these are looked at: the same neighbours, ties and all, in the same order."""
+    log = small_log()
+    small, large = ItemKNN(neighbours=7), ItemKNN(neighbours=7)
+    small.fit(log)
+    spread = replace(log, items=(97 * log.items + 5).astype(np.int32), n_items=97 * log.n_items)
+    large.fit(spread)
+    (ptr, near, alike), (wide_ptr, wide_near, wide_alike) = small._columns, large._columns
+    np.testing.assert_array_equal(wide_near, 97 * near + 5)
+    np.testing.assert_array_equal(wide_alike, alike)
+    np.testing.assert_array_equal(wide_ptr[97 * np.arange(log.n_items) + 6], ptr[1:])
 
 
 def test_items_without_evidence_follow_by_popularity():
