@@ -25,7 +25,7 @@ from simenv.heard import Heard
 from simenv.interventions import Course
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import Hears, Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel
+from simenv.slates import Hears, Measures, Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel
 
 _start_method = multiprocessing.get_start_method(allow_none=True)
 from mesa import Agent as Agent  # noqa: E402 - for those who need Mesa without what importing it does
@@ -126,6 +126,7 @@ class Platform(Model):
     Attributes:
         round: the next round to be played, from 0.
         round_events: impressions of the last round played.
+        round_measures: what the recommender measured of them, see `simenv.slates.Measures`.
         round_heard: what users heard from each other in it.
         log: what the recommender has been given so far: warm start, then feedback.
 
@@ -166,6 +167,7 @@ class Platform(Model):
             raise ConfigError(f"mode={self.mode}: arm 'none' goes with mode 'none', a recommender with the other modes")
         self.round = 0
         self.round_events: Events | None = None
+        self.round_measures: dict[str, float] = {}
         self.round_heard = Heard.empty()
         self.popularity0 = midrank_percentile(dataset.interactions.item_counts())
         self.user_arrival = self._arrivals(np.arange(dataset.n_users), self.schedule.arriving_users, 0)
@@ -198,6 +200,8 @@ class Platform(Model):
             self._fit(Key(self.fit_seed, self.round))
         pages, clicks = self._play()
         self.round_events = Events.concat(pages)
+        if isinstance(self.recommender, Measures):  # before it learns from them
+            self.round_measures = dict(self.recommender.measures(self.round_events))
         self._feedback.append(self._no_clicks().concat(*clicks))
         self._end_round()
         self.round += 1

@@ -73,7 +73,7 @@ class Measures(Protocol):
     """What a recommender may have beside: metrics of its own, for `metrics.csv`."""
 
     def measures(self, events: Events) -> Mapping[str, float]:
-        """Name and value of each, of the impressions of a round."""
+        """Name and value of each, of the impressions of a round; asked before it learns from them."""
 
 
 class UserModel(Protocol):

@@ -29,7 +29,7 @@ from simenv.heard import Heard, HeardWriter
 from simenv.language_models.accounting import paid_by
 from simenv.metrics.table import MetricRow, metric_rows
 from simenv.platform import Platform
-from simenv.slates import Measures, asks_model
+from simenv.slates import asks_model
 from simenv.stopping import Stopped, stopping
 
 _VARIANT = 1_000_003  # between the seeds of one world's variants
@@ -141,8 +141,7 @@ class JobRun:
         self.rows += metric_rows(
             window, self.world.reference, self.metrics, seed=job.seed, arm=job.arm, mode=job.mode, rounds=[round_]
         )
-        recommender = self.platform.recommender
-        found: dict[str, float] = dict(recommender.measures(events)) if isinstance(recommender, Measures) else {}
+        found = dict(self.platform.round_measures)
         if self.probe is not None:
             found |= self.probe(self.platform)
         self.rows += [

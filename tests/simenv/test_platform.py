@@ -176,6 +176,21 @@ def test_retrain_every_skips_rounds(world: Dataset) -> None:
     assert len(fits) == 3
 
 
+def test_a_recommender_measures_what_it_showed_before_it_learns_from_it(world: Dataset) -> None:
+    class Measuring(Popularity):
+        def measures(self, events: Events) -> dict[str, float]:
+            return {"learned_from": float(len(self.log)), "shown": float(len(events))}
+
+    recommender = Measuring()
+    platform, _ = play(world, recommender, rounds=0)
+    for _ in range(2):
+        before = len(recommender.log)
+        platform.step()
+        assert platform.round_events is not None
+        assert platform.round_measures == {"learned_from": before, "shown": len(platform.round_events)}
+        assert len(recommender.log) > before
+
+
 def test_activity_thins_out_sessions(world: Dataset) -> None:
     platform, log = play(world, Popularity(), rounds=12, activity=0.3)
     share = np.mean([len(np.unique(e.user)) / world.n_users for e in log])
