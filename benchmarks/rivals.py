@@ -89,7 +89,7 @@ def theirs(name: str, split: Split) -> Scores:
     data = cornac.data.Dataset.build(once)
     network = {"num_epochs": EPOCHS, "batch_size": 256, "backend": "pytorch", "seed": 0, "verbose": False}
     if name == "neumf":
-        model = models.NeuMF(num_factors=32, layers=HIDDEN, **network)
+        model = models.NeuMF(num_factors=HIDDEN[-1], layers=HIDDEN, **network)  # it wants these two alike
     elif name == "mlp":
         model = models.MLP(layers=HIDDEN, **network)
     else:

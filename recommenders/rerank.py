@@ -21,7 +21,7 @@ from simenv.errors import ConfigError, RecommenderError
 from simenv.events import Events
 from simenv.metrics.reference import genre_weights
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import Measures, Rehearses, SeesDataset, SeesTruth, Slates, asks_model
+from simenv.slates import Rehearses, SeesDataset, SeesTruth, Slates, asks_model, measured
 
 
 class Wrapper(Recommender):
@@ -50,7 +50,7 @@ class Wrapper(Recommender):
 
     def measures(self, events: Events) -> Mapping[str, float]:
         """What `base` measures of the impressions of a round, where it measures something."""
-        return self.base.measures(events) if isinstance(self.base, Measures) else {}
+        return measured(self.base, events)
 
     @property
     def accounting(self) -> dict[str, Any] | None:

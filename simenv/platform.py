@@ -25,7 +25,7 @@ from simenv.heard import Heard
 from simenv.interventions import Course
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import Hears, Measures, Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel
+from simenv.slates import Hears, Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel, measured
 
 _start_method = multiprocessing.get_start_method(allow_none=True)
 from mesa import Agent as Agent  # noqa: E402 - for those who need Mesa without what importing it does
@@ -200,8 +200,7 @@ class Platform(Model):
             self._fit(Key(self.fit_seed, self.round))
         pages, clicks = self._play()
         self.round_events = Events.concat(pages)
-        if isinstance(self.recommender, Measures):  # before it learns from them
-            self.round_measures = dict(self.recommender.measures(self.round_events))
+        self.round_measures = measured(self.recommender, self.round_events)
         self._feedback.append(self._no_clicks().concat(*clicks))
         self._end_round()
         self.round += 1

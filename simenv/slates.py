@@ -76,6 +76,11 @@ class Measures(Protocol):
         """Name and value of each, of the impressions of a round; asked before it learns from them."""
 
 
+def measured(recommender: object, events: Events) -> dict[str, float]:
+    """What a recommender measures of the impressions of a round; nothing, if it measures nothing."""
+    return dict(recommender.measures(events)) if isinstance(recommender, Measures) else {}
+
+
 class UserModel(Protocol):
     """Slates in, responses out. `agents.base.UserModel` is the base class to subclass; its docstrings hold."""
 
