@@ -66,7 +66,9 @@ def theirs(name: str, split: Split) -> Scores:
     rows = list(zip(log.users.tolist(), log.items.tolist(), np.ones(len(log)).tolist(), strict=True))
     models = cornac.models
     if name in ("sasrec", "gru4rec", "bert4rec"):
-        data = cornac.data.SequentialDataset.build([(user, user, item) for user, item, _ in rows], fmt="USI")
+        times = log.times.tolist()
+        told = [(user, user, item, when) for (user, item, _), when in zip(rows, times, strict=True)]
+        data = cornac.data.SequentialDataset.build(told, fmt="USIT")
         histories = Histories.from_log(log)
         shape = {"embedding_dim": 64, "num_blocks": 1, "num_heads": 2, "max_len": HISTORY}
         training = {"n_epochs": EPOCHS, "batch_size": TARGETS, "seed": 0}
