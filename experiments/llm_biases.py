@@ -532,6 +532,8 @@ def plot(settings: Settings, run: Run) -> None:
 
 def plot_popularity(rows: Sequence[Row]) -> Figure:
     """A panel by rank, and one by length of the history that is told; whichever was tested."""
+    from matplotlib.ticker import MaxNLocator
+
     from simenv.figures.style import arm_styles, small_multiples
 
     by = {name: [row for row in rows if row["test"] == name] for name in ("popularity", "told")}
@@ -553,7 +555,8 @@ def plot_popularity(rows: Sequence[Row]) -> Figure:
         (taken,) = (row["value"] for row in by[test] if row["setting"] == "taken next")
         panel.axhline(taken, color="#888888", linestyle="--")
         panel.set_xlabel("rank")
-        panel.legend(frameon=False)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.legend(framealpha=0.9, edgecolor="none")
     return figure
 
 
