@@ -73,10 +73,14 @@ async def by_yes(asked: Asked) -> DoubleArray | None:
 
 
 async def by_pair(asked: Asked) -> DoubleArray | None:
-    """Merge sort: about n log2 n questions on which of two is better; an unanswered one keeps the order shown."""
+    """Merge sort: about n log2 n times, which of two is better, asked both ways round (Qin et al. 2023, "Large language
+    models are effective text rankers with pairwise ranking prompting"), so that who only likes a place decides nothing.
+    Answers that contradict each other, and those that are missing, keep the order shown.
+    """
     answered = 0
 
-    async def first_is_better(a: int, b: int) -> bool:
+    async def second_is_better(a: int, b: int) -> float:
+        """0 to 1; a half without an answer."""
         nonlocal answered
         text = asked.render("pair", first=asked.items[a], second=asked.items[b])
         better = await asked.ask(
@@ -84,7 +88,11 @@ async def by_pair(asked: Asked) -> DoubleArray | None:
             lambda said: load_number(said, "better", 1, 2),
         )
         answered += better is not None
-        return better is None or better <= 1.5
+        return 0.5 if better is None else better - 1
+
+    async def first_is_better(a: int, b: int) -> bool:
+        one, other = await asyncio.gather(second_is_better(a, b), second_is_better(b, a))
+        return one <= other
 
     async def merge(left: list[int], right: list[int]) -> list[int]:
         merged: list[int] = []

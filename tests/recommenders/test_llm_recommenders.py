@@ -143,8 +143,21 @@ def test_forms_ask_as_often_as_they_say(form, dataset):
     arm = fitted(LLMRanker(Popularity(), model, form=form, candidates=8), dataset)
     users = np.array([0])
     arm.recommend(users, 3)
-    least, most = {"list": (1, 1), "score": (1, 1), "pick": (1, 1), "pair": (12, 17), "shown": (0, 0)}.get(form, (8, 8))
+    least, most = {"list": (1, 1), "score": (1, 1), "pick": (1, 1), "pair": (24, 34), "shown": (0, 0)}.get(form, (8, 8))
     assert least <= len(model.seen) <= most
+
+
+def test_who_only_likes_a_place_decides_nothing_between_two(dataset):
+    class Second(TasteReader):
+        async def complete(self, request):
+            return replace(await super().complete(request), text=json.dumps({"better": 2}))
+
+    users, items = np.arange(4), np.tile(np.arange(7, dtype=np.int32), (4, 1))
+    pair, shown = (
+        fitted(LLMRanker(Popularity(), Second(), form=form), dataset).judge(users, items, Key(0))
+        for form in ("pair", "shown")
+    )
+    np.testing.assert_array_equal(pair, shown)
 
 
 def test_candidates_come_in_an_order_drawn_anew_under_ids_that_say_nothing(dataset):
