@@ -157,6 +157,7 @@ def test_drawn_items_were_not_consumed():
         (lambda: flat(NeuMF, loss="hinge"), "neumf: loss=hinge: expected one of bce, bpr, mse"),
         (lambda: flat(SimpleX, loss="bpr"), "simplex: loss=bpr: expected one of cosine"),
         (lambda: flat(SimpleX, margin=1.0), "margin=1.0"),
+        (lambda: flat(NeuMF, embedding_size=1.5), "neumf: embedding_size=1.5: expected a whole number"),
         (lambda: flat(WideDeep, dropout=1.0), "dropout=1.0"),
         (lambda: flat(GraphRec, neighbours=0), "neighbours=0"),
     ],
