@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -21,7 +20,7 @@ from agents.tastes.structures import TasteModel
 from simenv import checks
 from simenv.datasets.base import Dataset, Interactions, Tastes
 from simenv.datasets.splits import distinct, hold_out, pair_keys
-from simenv.errors import ConfigError, MissingExtraError, SimenvError, did_you_mean
+from simenv.errors import ConfigError, MissingExtraError, SimenvError, did_you_mean, require_memory
 from simenv.interventions import Course, Intervention
 from simenv.language_models.factories import Carries
 from simenv.language_models.wire.secrets import public
@@ -188,14 +187,8 @@ class Design:
         tables = {"never": 2, "cooldown": 8, "always": 1}[self.repeat]  # what is kept, and what a round asks for
         if any(Mode.parse(mode).feedback in ("organic", "exogenous") for _, mode in self.arms):
             tables *= 2  # twins
-        needed = tables * n_users * -(-n_items // 8)
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
-        if needed > there:
-            raise ConfigError(
-                f"n_users={n_users}, n_items={n_items}: what users have had, a bit for each item, takes "
-                f"{needed / 2**30:,.0f} GiB with repeat={self.repeat}; this machine has {there / 2**30:.0f} GiB; "
-                "expected fewer users or items"
-            )
+        sizes = f"n_users={n_users}, n_items={n_items}, repeat={self.repeat}"
+        require_memory(f"{sizes}: what users have had, a bit for each item,", tables * n_users * -(-n_items // 8))
 
     def _data_key(self, seed: int) -> str:
         parts = {name: _plain(getattr(self, name)) for name in ("dataset", "n_users", "n_items")}

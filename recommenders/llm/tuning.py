@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from recommenders.llm.telling import Teller
+from simenv import checks
 from simenv.datasets.base import Interactions
 from simenv.errors import ConfigError
 from simenv.language_models import Tuning
@@ -54,17 +55,10 @@ class RankerTuning:
             expected = ", ".join(["examples", "negatives", "together", *names])
             raise ConfigError(f"tuning.{unknown[0]}: unknown option; expected one of {expected}")
         made = cls(**own, how=Tuning(**given))
-        if isinstance(made.examples, bool) or not isinstance(made.examples, int) or made.examples < 2:
-            raise ConfigError(f"tuning.examples={made.examples}: expected a whole number of at least 2")
-        if (
-            isinstance(made.together, bool)
-            or not isinstance(made.together, int)
-            or made.together < 2
-            or made.together % 2
-        ):
-            raise ConfigError(f"tuning.together={made.together}: expected an even number of at least 2")
-        if made.negatives not in NEGATIVES:
-            raise ConfigError(f"tuning.negatives={made.negatives}: expected one of {', '.join(NEGATIVES)}")
+        checks.whole("tuning.examples", made.examples, 2)
+        checks.whole("tuning.together", made.together, 2)
+        checks.require(made.together % 2 == 0, "tuning.together", made.together, "an even number")
+        checks.one_of("tuning.negatives", made.negatives, NEGATIVES)
         return made
 
 
