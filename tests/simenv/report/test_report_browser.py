@@ -150,13 +150,13 @@ def test_a_head_sorts_its_column(visit, tmp_path):
 def test_a_page_of_a_running_experiment_reads_itself_again_until_told_not_to(visit, tmp_path):
     (tmp_path / "config.yaml").write_text("rounds: 2\n")
     page = visit(write_page(tmp_path, every=1))
-    assert Axe().run(page).response["violations"] == []
     (tmp_path / "watch.html").write_text((tmp_path / "watch.html").read_text().replace("No round", "Never a round"))
     page.get_by_text("Never a round").wait_for()
     page.get_by_label("stop refreshing").check()
     (tmp_path / "watch.html").unlink()
     page.wait_for_timeout(1300)
     assert page.get_by_text("Never a round").is_visible()
+    assert Axe().run(page).response["violations"] == []  # while the page stands still
     assert page.said == []
 
 
