@@ -20,6 +20,7 @@ from functools import cached_property
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -35,7 +36,7 @@ from simenv import checks
 from simenv.datasets.base import Dataset
 from simenv.datasets.reviews import Reviews, reviewer_of
 from simenv.datasets.splits import SPLITS, Split, leave_one_out
-from simenv.errors import ConfigError
+from simenv.errors import ConfigError, DataError
 from simenv.files import read_sealed, write_sealed, write_whole
 from simenv.names import find
 from simenv.randomness import Key
@@ -83,7 +84,7 @@ class TableRow:
         row: as the paper calls it.
         published: column -> the figures as printed, one for each metric, separated by ``/``.
         arm: the recommender of ours; None = none.
-        options: data set, or ``all`` -> options over those of the arm's yaml.
+        options: ``all``, data set or published column -> options over those of the arm's yaml, in this order.
         ask: what is set on the fitted recommender before it is asked, by name; rows that differ in this alone share
             a fit.
         target: in place of the protocol's, of another text of the same interactions; None = the protocol's.
@@ -116,11 +117,22 @@ class Table:
     title: str
     source: str
     metrics: Sequence[str]
-    columns: Mapping[str, str]  # data set -> the column of the paper that is about it
+    columns: Mapping[str, str | Mapping[int, str]]
+    """Data set -> the column of the paper that is about it; where a loader reads several, by number of items."""
     protocol: Protocol
     rows: Sequence[TableRow]
-    items: Mapping[str, int] = field(default_factory=dict)  # data set -> items of the published data, to tell them by
     differs: Sequence[str] = ()  # from the published protocol, beside what `Protocol` says
+
+    def column(self, dataset: Dataset) -> str | None:
+        """The column about these data; None where there is none."""
+        column = self.columns.get(dataset.name)
+        return column.get(dataset.n_items) if isinstance(column, Mapping) else column
+
+    @property
+    def first_column(self) -> str:
+        """The column that is printed beside other data."""
+        first = next(iter(self.columns.values()))
+        return next(iter(first.values())) if isinstance(first, Mapping) else first
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -212,14 +224,12 @@ class Settings(course.Settings):
     @property
     def column(self) -> str:
         """The published column that stands beside ours: of these data, or the first, which is then of others."""
-        columns = self.described.columns
-        return columns.get(self.data[0].name, next(iter(columns.values())))
+        return self.described.column(self.data[0]) or self.described.first_column
 
     @property
     def same_data(self) -> bool:
         """Whether the published column is of these data."""
-        table, dataset = self.described, self.data[0]
-        return dataset.name in table.columns and table.items.get(dataset.name, dataset.n_items) == dataset.n_items
+        return self.described.column(self.data[0]) is not None
 
     def designs(self) -> dict[str, Design]:
         """Nothing is played."""
@@ -259,7 +269,7 @@ class Settings(course.Settings):
         """The recommender of a row: its yaml, changed by the options for all data and for these."""
         assert row.arm is not None
         spec = self.design.recommenders[row.arm]
-        for name in ("all", self.data[0].name):
+        for name in ("all", self.data[0].name, self.described.column(self.data[0]) or "all"):
             spec = _merged(spec, row.options.get(name, {}))
         return dict(spec)
 
@@ -300,10 +310,11 @@ def play(settings: Settings, run: Run) -> None:
 
     Path(settings.cells).mkdir(parents=True, exist_ok=True)
     groups = _open_groups(settings)
+    unfit: dict[str, str] = {}
     done = _fitted(settings, groups, run.workers if isinstance(run.workers, int) else os.cpu_count() or 1)
-    for _ in track(done, "rows", total=len(groups), console=Console(stderr=True), disable=not run.progress):
-        pass
-    rows = _tidy(settings)
+    for found in track(done, "rows", total=len(groups), console=Console(stderr=True), disable=not run.progress):
+        unfit |= found
+    rows = _tidy(settings, unfit)
     run.table("paper_table", rows, {"published": "Float64", "ours": "Float64", "seconds": "Float64"})
     write_whole(run.path / "table.md", as_markdown(settings, rows))
     dataset, split = settings.data
@@ -332,8 +343,8 @@ def _open_groups(settings: Settings) -> list[tuple[TableRow, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _fitted(settings: Settings, groups: Sequence[tuple[TableRow, ...]], workers: int) -> Iterator[None]:
-    """Fit group after group until the minutes are over."""
+def _fitted(settings: Settings, groups: Sequence[tuple[TableRow, ...]], workers: int) -> Iterator[dict[str, str]]:
+    """Fit group after group until the minutes are over; of each, which rows these data do not allow, and why."""
     started = time.monotonic()
 
     def is_over() -> bool:
@@ -342,8 +353,7 @@ def _fitted(settings: Settings, groups: Sequence[tuple[TableRow, ...]], workers:
     if workers <= 1 or len(groups) <= 1:
         for group in groups:
             if not is_over():
-                _fit(settings, group)
-                yield
+                yield _fit(settings, group)
         return
     left = iter(groups)
     with one_thread_each(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
@@ -356,8 +366,20 @@ def _fitted(settings: Settings, groups: Sequence[tuple[TableRow, ...]], workers:
                     running |= {pool.submit(_fit, settings, group) for group in islice(left, 1)}
 
 
-def _fit(settings: Settings, group: Sequence[TableRow]) -> None:
-    """Fit the recommender of some rows once per seed, ask it as each row does, and write their cells."""
+def _fit(settings: Settings, group: Sequence[TableRow]) -> dict[str, str]:
+    """Fit the recommender of some rows once per seed, ask it as each row does, and write their cells.
+
+    Returns:
+        Row -> what is missing in the data to fit it; nothing where it was fitted.
+    """
+    try:
+        _write_cells(settings, group)
+    except (ConfigError, DataError) as error:  # options were checked before: no titles, no categories
+        return {row.row: str(error) for row in group}
+    return {}
+
+
+def _write_cells(settings: Settings, group: Sequence[TableRow]) -> None:
     dataset, split = settings.data
     protocol = settings.described.protocol
     seen = dataset.replace_interactions(split.train)
@@ -412,8 +434,8 @@ def _set_to(recommender: object, options: Mapping[str, Any]) -> Iterator[None]:
 # -- the table ----------------------------------------------------------------------------------------------------
 
 
-def _tidy(settings: Settings) -> list[dict[str, Any]]:
-    """One row for each metric of each row: published, ours, and how they stand."""
+def _tidy(settings: Settings, unfit: Mapping[str, str] = MappingProxyType({})) -> list[dict[str, Any]]:
+    """One row for each metric of each row: published, ours, and how they stand; `unfit`: as of `_fit`."""
     metrics, column, rows = settings.described.metrics, settings.column, list[dict[str, Any]]()
     for row in settings.all_rows:
         lacking = settings.lacking(row)
@@ -436,7 +458,7 @@ def _tidy(settings: Settings) -> list[dict[str, Any]]:
                     "seconds": cell["fit_seconds"] + cell["asked_seconds"] if cell else None,
                     "verdict": verdict(metric, published.get(metric), mine) if settings.same_data else "",
                     "mark": row.mark,
-                    "note": lacking or ("" if cell else "not fitted yet: run again") or row.why,
+                    "note": lacking or ("" if cell else unfit.get(row.row, "not fitted yet: run again")) or row.why,
                 }
             )
     return rows

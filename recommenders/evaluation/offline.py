@@ -8,7 +8,7 @@ printed beside full ranking (Krichene and Rendle 2020).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -269,13 +269,18 @@ def rating_metrics(predicted: NDArray[Any], true: NDArray[Any]) -> dict[str, NDA
 def table_rows(
     name: str, by_seed: Sequence[Mapping[str, NDArray[np.float64]]], filter_seen: bool, key: Key | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of `tables/leaderboard.csv` of one recommender and one setting of the filter, see `leaderboard`.
+    """The rows of `tables/leaderboard.csv` of one recommender and one setting of the filter.
 
     Args:
         name: of the recommender.
         by_seed: what `measured` found, for each seed; a user's metric is averaged over them before users are resampled.
         filter_seen: which setting it was.
         key: of the resampling.
+
+    Returns:
+        A dict per metric: recommender, filter_seen, metric, value, ci_low, ci_high, n_users, n_seeds, seed_low,
+        seed_high; the last two are the lowest and the highest value of a single seed, which the interval over users
+        does not hold.
     """
     means = {metric: np.mean([found[metric] for found in by_seed], axis=0) for metric in by_seed[0]}
     bounds = bootstrap_intervals(list(means.values()), key=key)
@@ -300,43 +305,4 @@ def table_rows(
                 "seed_high": highest,
             }
         )
-    return rows
-
-
-def leaderboard(
-    recommenders: Mapping[str, Callable[[], Recommender]],
-    split: Split,
-    *,
-    keys: Sequence[Key] = (Key(0),),
-    filters: Sequence[bool] = (True, False),
-    target: str = "ranking",
-    after_fit: Callable[[str, Recommender], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Fit every recommender once per key on the split and score it, with and without the seen-item filter.
-
-    Args:
-        recommenders: name -> a factory of a fresh, bound recommender.
-        split: the same for all.
-        keys: seeds; a user's metric is averaged over them before users are resampled.
-        filters: which settings of the seen-item filter to report; other targets than ``ranking`` have one.
-        target: see `measured`.
-        after_fit: called with name and fitted recommender, e.g. to save it.
-
-    Returns:
-        One dict per row of `tables/leaderboard.csv`: recommender, filter_seen, metric, value, ci_low, ci_high, n_users,
-        n_seeds, seed_low, seed_high; the last two are the lowest and the highest value of a single seed, which the
-        interval over users does not hold.
-    """
-    rows: list[dict[str, Any]] = []
-    for name, make in recommenders.items():
-        found: dict[bool, list[dict[str, NDArray[np.float64]]]] = {}
-        for key in keys:
-            recommender = make()
-            recommender.fit(split.train, key=key)
-            if after_fit is not None:
-                after_fit(name, recommender)
-            for filter_seen in filters if target == "ranking" else (True,):
-                found.setdefault(filter_seen, []).append(measured(recommender, split, target, filter_seen, key))
-        for filter_seen, by_seed in found.items():
-            rows += table_rows(name, by_seed, filter_seen)
     return rows

@@ -76,22 +76,46 @@ def test_models_are_kept(folder: Path) -> None:
 
 def test_a_table_begun_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = ("arms=[random, popularity, ease]", "n_seeds=2", "save_models=true")
-    judged: list[str] = []
+    judged: list[tuple[str, int]] = []
     original = leaderboard._judge
 
-    def stop_at_ease(arm: str, *rest: Any) -> Any:
-        judged.append(arm)
-        if arm == "ease" and judged.count("ease") == 1:
+    def stop_at_ease(arm: str, seed: int, *rest: Any) -> Any:
+        judged.append((arm, seed))
+        if judged.count(("ease", 1)) == 1 and seed == 1 and arm == "ease":
             raise KeyboardInterrupt
-        return original(arm, *rest)
+        return original(arm, seed, *rest)
 
     monkeypatch.setattr(leaderboard, "_judge", stop_at_ease)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(settings(tmp_path / "run", *arms))
+    (kept,) = (tmp_path / "run" / "checkpoint").glob("popularity-0.npz")
+    kept.write_bytes(kept.read_bytes()[:-40])  # damaged: judged again
     run_experiment(settings(tmp_path / "run", *arms, f"resume={tmp_path / 'run'}"))
-    assert judged == ["random", "popularity", "ease", "ease"]
+    before = [(arm, seed) for arm in ("random", "popularity", "ease") for seed in (0, 1)]
+    assert judged == [*before, ("popularity", 0), ("ease", 1)]
     name = "tables/leaderboard.csv"
     assert (tmp_path / "run" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_differences_are_paired_by_user(tmp_path: Path) -> None:
+    folder = run_experiment(
+        settings(tmp_path / "run", "arms=[popularity, random, ease]", "against=popularity", "n_seeds=2")
+    )
+    values = {(row["recommender"], row["filter_seen"], row["metric"]): row for row in _table(folder)}
+    table = pl.read_csv(folder / "tables" / "leaderboard_differences.csv").to_dicts()
+    assert {row["recommender"] for row in table} == {"random", "ease"}
+    assert len(table) == 2 * len(values) // 3
+    for row in table:
+        ours, base = (values[name, row["filter_seen"], row["metric"]] for name in (row["recommender"], "popularity"))
+        assert row["against"] == "popularity"
+        assert row["value"] == pytest.approx(ours["value"] - base["value"])
+        assert row["ci_low"] <= row["value"] <= row["ci_high"]
+        wide = ours["ci_high"] - ours["ci_low"] + base["ci_high"] - base["ci_low"]
+        assert row["ci_high"] - row["ci_low"] <= wide
+    with pytest.raises(ConfigError, match=r"against='?als'?: expected one of popularity"):
+        run_experiment(settings(tmp_path / "x", "arms=[popularity]", "against=als"))
+    with pytest.raises(ConfigError, match="against=mf: expected null with target=rating"):
+        run_experiment(settings(tmp_path / "x", "arms=[mf]", "against=mf", "target=rating"))
 
 
 def test_splits_differ_and_bad_ones_are_named(folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ OWN = """
 title: a small one
 source: nobody
 metrics: [hr@10, ndcg@10]
-columns: {synthetic: World}
+columns: {synthetic: {80: World, 81: Other}}
 protocol: {split: last, target: ranking, validation: read}
 differs: [users are made up]
 rows:
@@ -34,6 +34,9 @@ rows:
   - {row: KNN, published: {Other: ".1/.1"}, arm: itemknn, options: {all: {neighbours: 3}, synthetic: {shrinkage: 1.0}}}
   - {row: Large, published: {World: ".2/.1"}, why: for a GPU}
   - {row: Unknown, arm: no-such-arm}
+  - row: Spelt
+    arm: p5-fast
+    options: {all: {index: {name: file, options: {}}}, World: {index: {options: {path: nowhere.json}}}}
 """
 
 
@@ -79,8 +82,9 @@ def test_shipped_tables_have_as_many_figures_as_metrics(name: str) -> None:
         for column in row.published:
             assert row.figures(column, table.metrics)
         assert row.arm is not None or row.why or row.published
-    for column in table.columns.values():
-        assert any(column in row.published for row in table.rows)
+    for columns in table.columns.values():
+        for column in columns.values() if isinstance(columns, dict) else [columns]:
+            assert any(column in row.published for row in table.rows)
 
 
 def test_rows_share_a_fit_and_cells_are_kept(
@@ -114,11 +118,12 @@ def test_rows_share_a_fit_and_cells_are_kept(
     again = pl.read_csv(second / "tables" / "paper_table.csv")
     assert again.filter(row="KNN")["ours"].null_count() == 0
     assert again.filter(row="random")["ours"].null_count() == 0
+    assert "nowhere.json" in again.filter(row="Spelt")["note"][0]  # and the others are fitted
     assert again.filter(row="Pop").equals(table.filter(row="Pop"))
     third = run_experiment(config(tmp_path / "c", protocol={"validation": "learned"}, rows=["Pop"], minutes=0))
     assert third is not None
     assert len(fits) == 1  # no time
-    assert pl.read_csv(third / "tables" / "paper_table.csv")["ours"].null_count() == 12
+    assert pl.read_csv(third / "tables" / "paper_table.csv")["ours"].null_count() == 14
 
 
 def test_options_of_a_row_change_the_arms(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from recommenders.evaluation.offline import (
     MISSED,
     bootstrap_interval,
     item_means,
-    leaderboard,
     measured,
     rank_metrics,
     ranks,
@@ -20,6 +19,7 @@ from recommenders.evaluation.offline import (
     sampled_ranks,
     seen_mask,
     slates,
+    table_rows,
     text_overlap,
 )
 from simenv.datasets import synthetic
@@ -171,7 +171,12 @@ def test_the_interval_of_a_mean_covers_it():
 
 
 def test_leaderboard_rows():
-    rows = leaderboard({"good": lambda: Fixed([9, 0, 8, 1]), "bad": lambda: Fixed([0, 9, 0, 8])}, leave_one_out(LOG))
+    split, rows = leave_one_out(LOG), []
+    for name, order in (("good", [9, 0, 8, 1]), ("bad", [0, 9, 0, 8])):
+        recommender = Fixed(order)
+        recommender.fit(split.train)
+        for seen in (True, False):
+            rows += table_rows(name, [measured(recommender, split, "ranking", seen, Key(0))], seen)
     columns = "recommender filter_seen metric value ci_low ci_high n_users n_seeds seed_low seed_high"
     assert {tuple(row) for row in rows} == {tuple(columns.split())}
     assert all(row["n_seeds"] == 1 and row["seed_low"] == row["value"] == row["seed_high"] for row in rows)
