@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recommenders.ensemble import Ensemble
+from recommenders.ensemble import Ensemble, best_first
 from recommenders.linear import EASE
 from recommenders.neighbours import ItemKNN, SeqKNN
 from recommenders.popularity import Popularity
@@ -77,6 +77,13 @@ def test_an_ensemble_of_ranks_adds_reciprocal_ranks():
         order = np.argsort(-part.scores(users), axis=1, kind="stable")
         expected += weight / (61 + np.argsort(order, axis=1))
     np.testing.assert_allclose(ensemble.scores(users), expected, rtol=1e-6)
+
+
+def test_best_first_is_a_stable_argsort():
+    scores = np.random.default_rng(0).normal(size=(7, 500)).astype(np.float32).round(1) * 10
+    scores[:, :4] = [0.0, -0.0, np.inf, -np.inf]
+    scores[0, 5:] *= 1e-44  # subnormal
+    assert np.array_equal(best_first(scores), np.argsort(-scores.astype(np.float64), axis=1, kind="stable"))
 
 
 def test_an_ensemble_of_probabilities_mixes_them():
