@@ -103,6 +103,8 @@ class P5(GenerativeRecommender):
         index, updating, decoding, device, checkpoint, show_progress: see `GenerativeRecommender`.
 
     Attributes:
+        wording: which of the prompts that were trained on and fit a question asks it, from 0; the last where there are
+            fewer. May be set at any time.
         skipped: family -> why it was not trained.
     """
 
@@ -122,6 +124,7 @@ class P5(GenerativeRecommender):
         self.options = record(T5Options(), network, "network")
         self.asking = record(Asking(), asking, "asking")
         self.ask, self.task, self.history = self.asking.ask, self.asking.task, self.asking.history
+        self.wording = 0
         self.book = load_prompts(self.asking.prompts, self.asking.families)
         if not self.asking.describe:
             self.book = self.book.without("user_desc")
@@ -436,8 +439,8 @@ class P5(GenerativeRecommender):
         return self._question(self.reviews.users[rows], self.reviews.items[rows], rows)
 
     def _prompt(self, family: str, field: str, unseen: bool = False) -> Prompt:
-        """The prompt that was never trained on, or the first of a family that was, that has this field and whose fields
-        are all known; of those that describe users where some are described.
+        """The prompt that was never trained on, or that of a family that was (`wording`), that has this field and
+        whose fields are all known; of those that describe users where some are described.
         """
         if unseen:
             return self.book.unseen(family)
@@ -445,7 +448,8 @@ class P5(GenerativeRecommender):
         fits = [prompt for prompt in data.usable(self.book.seen(family)) if field in prompt.fields]
         if not fits:
             raise ConfigError(f"{self.name}: no {family} prompt with {{{field}}}; expected one in {family}.txt")
-        return next((prompt for prompt in fits if "user_desc" in prompt.fields), fits[0])
+        fits = [prompt for prompt in fits if "user_desc" in prompt.fields] or fits
+        return fits[min(self.wording, len(fits) - 1)]
 
     def _rendered(self, prompt: Prompt, rows: Rows) -> Tensor:
         sources = self._data(self.histories).source(prompt, rows, np.random.default_rng(0))

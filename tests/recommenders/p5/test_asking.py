@@ -71,6 +71,17 @@ def test_yes_is_a_probability_of_each_pair(fitted):
     np.testing.assert_allclose(fitted.likes(users[::-1], items[::-1])[::-1], chances, rtol=1e-4)
 
 
+def test_a_question_may_be_put_in_other_words(fitted, monkeypatch):
+    users, items = np.array([3, 3, 9]), np.array([4, 8, 4])
+    usual = fitted.likes(users, items)
+    monkeypatch.setattr(fitted, "wording", 1)
+    assert "history" in fitted._prompt("direct", "answer").fields
+    other = fitted.likes(users, items)
+    assert not np.allclose(usual, other)
+    monkeypatch.setattr(fitted, "wording", 9)  # there are two
+    assert np.array_equal(fitted.likes(users, items), other)
+
+
 @pytest.mark.parametrize("task", ["choose", "likes"])
 def test_recommending_may_ask_for_a_choice_or_for_yes(fitted, task, monkeypatch):
     monkeypatch.setattr(fitted, "task", task)
