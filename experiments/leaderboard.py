@@ -229,9 +229,11 @@ def _judge(arm: str, seed: int, settings: Settings, folder: Path) -> tuple[Found
 
 
 def _write(path: Path, found: Found, seconds: float) -> None:
-    arrays = {f"{int(seen)} {metric}": values for seen, metrics in found.items() for metric, values in metrics.items()}
+    arrays: dict[str, Any] = {"seconds": np.float64(seconds)}
+    for seen, metrics in found.items():
+        arrays |= {f"{int(seen)} {metric}": values for metric, values in metrics.items()}
     content = io.BytesIO()
-    np.savez_compressed(content, seconds=np.float64(seconds), **arrays)
+    np.savez_compressed(content, **arrays)
     write_whole(path, content.getvalue())
 
 
