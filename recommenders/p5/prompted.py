@@ -61,7 +61,9 @@ class Asking:
 
     families: Sequence[str] = ("sequential",)  # task families; those whose data are missing are left out: `P5.skipped`
     prompts: Path | str | None = None  # folder of prompt files; None = those shipped here
-    ask: str = "seen"  # prompt to recommend with: seen, unseen, or none (the bare history)
+    ask: str = "seen"
+    """Prompt to ask with: `seen`: one that was trained on; `unseen`: one that never was; `none`: no words, the bare
+    history, where the next item is asked for."""
     other_share: float = 0.25  # rows of the other families per row of the sequential one
     history: int = 20  # items told
     task: str = "next"
@@ -103,8 +105,7 @@ class P5(GenerativeRecommender):
         index, updating, decoding, device, checkpoint, show_progress: see `GenerativeRecommender`.
 
     Attributes:
-        wording: which of the prompts that were trained on and fit a question asks it, from 0; the last where there are
-            fewer. May be set at any time.
+        wording: which of the prompts that were trained on and fit a question asks it, from 0. May be set at any time.
         skipped: family -> why it was not trained.
     """
 
@@ -291,7 +292,7 @@ class P5(GenerativeRecommender):
             sources = data.history(rows)
             sources[:, 0] = np.where(sources[:, 0] < 0, 0, sources[:, 0])
         else:
-            prompt = self._prompt("sequential", "item", self.ask == "unseen")
+            prompt = self._prompt("sequential", "item")
             sources = data.source(prompt, rows, rng, crop=False)
         return torch.as_tensor(sources, device=self.device)
 
@@ -317,14 +318,16 @@ class P5(GenerativeRecommender):
         """
         self._require_family("rating")
         who, what = np.asarray(users, np.int64), np.asarray(items, np.int64)
-        return self._stars(self._prompt("rating", "rating", unseen or self.ask == "unseen"), self._question(who, what))
+        return self._stars(self._prompt("rating", "rating", unseen), self._question(who, what))
 
     def likes(self, users: NDArray[Any], items: NDArray[Any]) -> NDArray[np.float32]:
         """How probable *yes* is against *no* when asked whether each item suits each user, (n,), pairs aligned."""
         self._require_family("direct")
         who, what = np.asarray(users, np.int64), np.asarray(items, np.int64)
         answers = self._data(self.histories).answers(np.array([False, True]))[:, 0]
-        scores = self._first_words(self._prompt("direct", "answer"), self._question(who, what), answers, bare=False)
+        scores = self._first_words(
+            self._prompt("direct", "answer"), self._question(who, what), answers, bare=False
+        )
         return scores[:, 1]
 
     def choose(
@@ -378,7 +381,7 @@ class P5(GenerativeRecommender):
             return Slates(item_ids=top_k(scores, k))
         among = np.full((len(users), most), -1, np.int64)
         among[rows, np.concatenate([np.arange(n) for n in allowed.sum(axis=1)])] = items
-        return Slates(item_ids=self.choose(users, among, k, unseen=self.ask == "unseen"))
+        return Slates(item_ids=self.choose(users, among, k))
 
     def explain(
         self,
@@ -399,13 +402,12 @@ class P5(GenerativeRecommender):
         rows = self._question(np.asarray(users, np.int64), np.asarray(items, np.int64))
         if features is None:
             return self._write(self._prompt("explanation", "explanation", unseen), rows)
-        if unseen or len(features) != len(rows.users):
+        if len(features) != len(rows.users):
             raise RecommenderError(
-                f"{self.name}: {len(features)} features for {len(rows.users)} pairs, unseen={unseen}; expected one "
-                "each, and a prompt that was trained on: the unseen one has no place for them"
+                f"{self.name}: {len(features)} features for {len(rows.users)} pairs; expected one each"
             )
         told = self._data(self.histories).words(features)
-        return self._write(self._prompt("explanation", "feature"), replace(rows, features=told))
+        return self._write(self._prompt("explanation", "feature", unseen), replace(rows, features=told))
 
     def summarise(self, reviews: NDArray[Any], *, unseen: bool = False) -> list[str]:
         """The reviews of these rows in a few words; needs reviews bound before `fit`."""
@@ -439,17 +441,21 @@ class P5(GenerativeRecommender):
         return self._question(self.reviews.users[rows], self.reviews.items[rows], rows)
 
     def _prompt(self, family: str, field: str, unseen: bool = False) -> Prompt:
-        """The prompt that was never trained on, or that of a family that was (`wording`), that has this field and
-        whose fields are all known; of those that describe users where some are described.
+        """The prompt that asks for a field: one that was never trained on, if `unseen` or `ask` is, else, of those that
+        were and whose fields are all known, the one `wording` counts to; of those that describe users where some are
+        described.
         """
-        if unseen:
-            return self.book.unseen(family)
+        if unseen or self.ask == "unseen":
+            return self.book.unseen(family, field)
         data = self._data(self.histories)
         fits = [prompt for prompt in data.usable(self.book.seen(family)) if field in prompt.fields]
-        if not fits:
-            raise ConfigError(f"{self.name}: no {family} prompt with {{{field}}}; expected one in {family}.txt")
         fits = [prompt for prompt in fits if "user_desc" in prompt.fields] or fits
-        return fits[min(self.wording, len(fits) - 1)]
+        if not 0 <= self.wording < len(fits):
+            raise ConfigError(
+                f"{self.name}: wording={self.wording}: {len(fits)} trained {family} prompts with {{{field}}} and nothing "
+                f"unknown; expected another wording, or more of them in {family}.txt"
+            )
+        return fits[self.wording]
 
     def _rendered(self, prompt: Prompt, rows: Rows) -> Tensor:
         sources = self._data(self.histories).source(prompt, rows, np.random.default_rng(0))

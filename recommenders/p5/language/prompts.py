@@ -1,8 +1,8 @@
 """Prompts: the wording of the five task families, in text files a researcher can edit.
 
 A family is a file `<family>.txt` with one prompt per line, `input -> target`; fields stand in braces. The last prompt
-of a family is never trained on, to ask how well others' wording is understood. The module does not know
-tokens, nor where a field's value comes from.
+of a family, and those whose line begins with `unseen:`, are never trained on, to ask how well others' wording is
+understood. The module does not know tokens, nor where a field's value comes from.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Prompt:
     number: int  # from 0, as in the file
     source: tuple[Piece, ...]
     target: tuple[Piece, ...]
+    trained: bool = True
 
     @property
     def fields(self) -> frozenset[str]:
@@ -55,12 +56,21 @@ class PromptBook:
     prompts: tuple[Prompt, ...]
 
     def seen(self, family: str) -> tuple[Prompt, ...]:
-        """The prompts to train on: all of a family but its last."""
-        return self._of(family)[:-1]
+        """The prompts of a family to train on."""
+        return tuple(prompt for prompt in self._of(family) if prompt.trained)
 
-    def unseen(self, family: str) -> Prompt:
-        """The prompt that is never trained on."""
-        return self._of(family)[-1]
+    def unseen(self, family: str, field: str | None = None) -> Prompt:
+        """The last prompt of a family that is never trained on, or the last of these with a field.
+
+        Raises:
+            ConfigError: none has that field.
+        """
+        found = [p for p in self._of(family) if not p.trained and (field is None or field in p.fields)]
+        if not found:
+            raise ConfigError(
+                f"prompts: no {family} prompt with {{{field}}} is kept unseen; expected one in {family}.txt"
+            )
+        return found[-1]
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -70,11 +80,11 @@ class PromptBook:
         """The prompts that do not use a field.
 
         Raises:
-            ConfigError: a family has fewer than two of them.
+            ConfigError: a family has none of them to train on, or none that is kept unseen.
         """
         kept = PromptBook(tuple(prompt for prompt in self.prompts if field not in prompt.fields))
         for family in self.families:
-            if sum(prompt.family == family for prompt in kept.prompts) < 2:
+            if len({prompt.trained for prompt in kept.prompts if prompt.family == family}) < 2:
                 raise ConfigError(f"prompts: fewer than two of family '{family}' do without {{{field}}}")
         return kept
 
@@ -90,19 +100,21 @@ class PromptBook:
         return found
 
 
-def parse(line: str, family: str, number: int, where: str) -> Prompt:
-    """One line of a prompt file.
+def parse(line: str, family: str, number: int, where: str, *, trained: bool = True) -> Prompt:
+    """One line of a prompt file; `trained` unless it says otherwise itself.
 
     Raises:
         DataError: without exactly one arrow, with an empty side, or with an unknown field.
     """
-    sides = line.split("->")
+    text = line.strip().removeprefix("unseen:")
+    trained = trained and text == line.strip()
+    sides = text.split("->")
     if len(sides) != 2 or not all(side.strip() for side in sides):
         raise DataError(f"{where}: '{line.strip()}'; expected 'input -> target'")
     source, target = (
         tuple(Piece(field or word.lower(), bool(field)) for field, word in _PIECE.findall(side)) for side in sides
     )
-    prompt = Prompt(family, number, source, target)
+    prompt = Prompt(family, number, source, target, trained)
     unknown = sorted(prompt.fields - FIELDS)
     if unknown:
         raise DataError(f"{where}: unknown field {{{unknown[0]}}}; expected {', '.join(sorted(FIELDS))}")
@@ -126,5 +138,8 @@ def load_prompts(folder: Path | str | None = None, families: Iterable[str] = FAM
         kept = [(n, line) for n, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")]
         if len(kept) < 2:
             raise DataError(f"{path}: {len(kept)} prompts; expected at least two, of which the last stays unseen")
-        prompts += [parse(line, family, number, f"{path}:{n}") for number, (n, line) in enumerate(kept)]
+        last = len(kept) - 1
+        prompts += [
+            parse(line, family, number, f"{path}:{n}", trained=number < last) for number, (n, line) in enumerate(kept)
+        ]
     return PromptBook(tuple(prompts))

@@ -78,8 +78,12 @@ def test_a_question_may_be_put_in_other_words(fitted, monkeypatch):
     assert "history" in fitted._prompt("direct", "answer").fields
     other = fitted.likes(users, items)
     assert not np.allclose(usual, other)
-    monkeypatch.setattr(fitted, "wording", 9)  # there are two
-    assert np.array_equal(fitted.likes(users, items), other)
+    monkeypatch.setattr(fitted, "wording", 2)
+    with pytest.raises(ConfigError, match=r"wording=2: 2 trained direct prompts with \{answer\} .* expected another"):
+        fitted.likes(users, items)
+    monkeypatch.setattr(fitted, "ask", "unseen")
+    with pytest.raises(ConfigError, match=r"no direct prompt with \{answer\} is kept unseen"):
+        fitted.likes(users, items)
 
 
 @pytest.mark.parametrize("task", ["choose", "likes"])
@@ -111,14 +115,19 @@ def test_asking_needs_the_family(fitted):
             ask()
 
 
-def test_an_explanation_speaks_of_the_feature_it_is_told(fitted):
+@pytest.mark.parametrize("unseen", [False, True])
+def test_an_explanation_speaks_of_the_feature_it_is_told(fitted, unseen, monkeypatch):
     users, items = np.array([3, 9]), np.array([4, 8])
-    data, prompt = fitted._data(fitted.histories), fitted._prompt("explanation", "feature")
+    data, prompt = fitted._data(fitted.histories), fitted._prompt("explanation", "feature", unseen)
+    assert prompt.trained is not unseen
     told = replace(fitted._question(users, items), features=data.words(["pace", "craft"]))
     source = data.source(prompt, told, np.random.default_rng(0))
     assert data.words(["pace"])[0, 0] in source[0]
     assert data.words(["craft"])[0, 0] in source[1]
-    assert len(fitted.explain(users, items, features=["pace", "craft"])) == 2
+    written = fitted.explain(users, items, features=["pace", "craft"], unseen=unseen)
+    assert len(written) == 2
+    monkeypatch.setattr(fitted, "ask", "unseen" if unseen else "seen")
+    assert fitted.explain(users, items, features=["pace", "craft"]) == written
     with pytest.raises(RecommenderError, match="1 features for 2 pairs"):
         fitted.explain(users, items, features=["pace"])
 

@@ -210,8 +210,13 @@ def test_own_words_round_trip():
 
 
 def test_a_folder_of_ones_own(tmp_path: Path):
-    (tmp_path / "sequential.txt").write_text("# mine\n{history} then -> {item}\n\nso far {history} -> {item}\n")
+    lines = "# mine\n{history} then -> {item}\nunseen: {history} , {user} -> {item}\n\nso far {history} -> {item}\n"
+    (tmp_path / "sequential.txt").write_text(lines)
     book = load_prompts(tmp_path, ["sequential"])
+    assert [prompt.number for prompt in book.seen("sequential")] == [0]
+    assert book.unseen("sequential", "user").number == 1
+    with pytest.raises(ConfigError, match=r"no sequential prompt with \{title\} is kept unseen; expected one in"):
+        book.unseen("sequential", "title")
     assert [piece.text for piece in book.unseen("sequential").source] == ["so", "far", "history"]
     with pytest.raises(ConfigError, match="no family 'rating'"):
         book.seen("rating")
