@@ -325,9 +325,7 @@ class P5(GenerativeRecommender):
         self._require_family("direct")
         who, what = np.asarray(users, np.int64), np.asarray(items, np.int64)
         answers = self._data(self.histories).answers(np.array([False, True]))[:, 0]
-        scores = self._first_words(
-            self._prompt("direct", "answer"), self._question(who, what), answers, bare=False
-        )
+        scores = self._first_words(self._prompt("direct", "answer"), self._question(who, what), answers, bare=False)
         return scores[:, 1]
 
     def choose(
