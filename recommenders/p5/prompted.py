@@ -450,7 +450,7 @@ class P5(GenerativeRecommender):
         fits = [prompt for prompt in fits if "user_desc" in prompt.fields] or fits
         if not 0 <= self.wording < len(fits):
             raise ConfigError(
-                f"{self.name}: wording={self.wording}: {len(fits)} trained {family} prompts with {{{field}}} and nothing "
+                f"{self.name}: wording={self.wording}: {len(fits)} trained {family} prompts with {{{field}}}, nothing "
                 f"unknown; expected another wording, or more of them in {family}.txt"
             )
         return fits[self.wording]

@@ -79,7 +79,7 @@ def test_a_question_may_be_put_in_other_words(fitted, monkeypatch):
     other = fitted.likes(users, items)
     assert not np.allclose(usual, other)
     monkeypatch.setattr(fitted, "wording", 2)
-    with pytest.raises(ConfigError, match=r"wording=2: 2 trained direct prompts with \{answer\} .* expected another"):
+    with pytest.raises(ConfigError, match=r"wording=2: 2 trained direct prompts with \{answer\}.* expected another"):
         fitted.likes(users, items)
     monkeypatch.setattr(fitted, "ask", "unseen")
     with pytest.raises(ConfigError, match=r"no direct prompt with \{answer\} is kept unseen"):
