@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from recommenders.evaluation.lists import attacker_auc
+from recommenders.evaluation.lists import attacker_parts
 from recommenders.evaluation.offline import bootstrap_interval, rank_metrics, ranks, seen_mask
 from recommenders.p5.prompted import P5
 from recommenders.popularity import Popularity
@@ -61,7 +61,7 @@ def main() -> None:
         recommender.fair, recommender.network.prefixed = None, False
         from_popularity = _attack(_list_features(popularity, dataset, split), truth)
         from_histories = _attack(_history_features(dataset, split), truth)
-        print(f"  AUC of popularity's lists {from_popularity:.3f}, of histories {from_histories:.3f}", flush=True)
+        print(f"  AUC of popularity's lists {from_popularity}, of histories {from_histories}", flush=True)
         print(f"  without            {_row(recommender, dataset, split, truth, told)}", flush=True)
         known = replace(dataset, user_attributes={attribute: np.where(told, truth, "")})
         for weight in options.weights:
@@ -101,14 +101,14 @@ def _row(recommender: P5, dataset: Any, split: Any, truth: Any, told: Any) -> st
     users = np.arange(dataset.n_users)
     states, lists = recommender.user_states(users), _list_features(recommender, dataset, split)
     groups = (("all", states, truth), ("untold", states[~told], truth[~told]), ("lists", lists, truth))
-    parts = [f"{name} {_attack(features, known):.3f}" for name, features, known in groups]
+    parts = [f"{name} {_attack(features, known)}" for name, features, known in groups]
     return f"AUC {', '.join(parts)}; {_accuracy(recommender, split)}"
 
 
-def _attack(features: Any, truth: Any) -> float:
-    kinds, counts = np.unique(truth, return_counts=True)
-    common = np.isin(truth, kinds[counts >= 20])  # every fold of the attacker needs some
-    return attacker_auc(features[common], truth[common], np.random.default_rng(0))
+def _attack(features: Any, truth: Any) -> str:
+    parts = attacker_parts(features, truth, np.random.default_rng(0))
+    low, high = bootstrap_interval(parts)
+    return f"{parts.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _list_features(recommender: Any, dataset: Any, split: Any) -> Any:

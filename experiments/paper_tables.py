@@ -30,6 +30,7 @@ from experiments.running import course
 from experiments.running.course import Row, Run
 from experiments.running.design import Design, Spec, build, without_carrying
 from experiments.running.workers import one_thread_each
+from recommenders.evaluation.lists import attacker_parts
 from recommenders.evaluation.offline import TARGETS, measured, table_rows
 from recommenders.evaluation.texts import CORPUS, TEXT_TARGETS, measured_texts
 from simenv import checks
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VERSION = 2  # of what a cell holds: raise it when the same settings would give other figures
-LOWER_IS_BETTER = ("rmse", "mae")
+LOWER_IS_BETTER = ("rmse", "mae", "attacker_auc")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,8 @@ class TableRow:
         ask: what is set on the fitted recommender before it is asked, by name; rows that differ in this alone share
             a fit.
         target: in place of the protocol's, of another text of the same interactions; None = the protocol's.
+        attribute: user attribute that an attacker looks for in the recommender's states of users: metric
+            ``attacker_auc``; None = there is no attacker.
         mark: what a reader of the published figures must know.
         why: why there is no row of ours, or what differs in it.
     """
@@ -98,6 +101,7 @@ class TableRow:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ask: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
+    attribute: str | None = None
     mark: str = ""
     why: str = ""
 
@@ -248,6 +252,8 @@ class Settings(course.Settings):
                 recommender = build(self.spec(row), f"table {self.table}, row {row.row}")
                 if unknown := [name for name in row.ask if not hasattr(recommender, name)]:
                     raise ConfigError(f"table {self.table}, row {row.row}: ask {unknown}: {row.arm} has no such option")
+                if row.attribute is not None and not hasattr(recommender, "user_states"):
+                    raise ConfigError(f"table {self.table}, row {row.row}: attribute: {row.arm} has no states of users")
 
     def lacking(self, row: TableRow) -> str | None:
         """Why a row cannot be ours; None where it can."""
@@ -263,6 +269,8 @@ class Settings(course.Settings):
             return f"{dataset.name} has no reviews"
         if self.described.protocol.target == "rating" and np.isnan(dataset.interactions.ratings).all():
             return f"{dataset.name} has no ratings"
+        if row.attribute is not None and row.attribute not in dataset.user_attributes:
+            return f"{dataset.name} does not tell its users' {row.attribute}"
         return None
 
     def spec(self, row: TableRow) -> dict[str, Any]:
@@ -284,6 +292,8 @@ class Settings(course.Settings):
             "protocol": [row.target or protocol.target, protocol.validation, protocol.filter_seen],
             "seeds": list(self.design.seeds),
         }
+        if row.attribute is not None:
+            decides["attribute"] = row.attribute
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=repr).encode()).hexdigest()
         return Path(self.cells) / f"{row.arm}-{digest[:16]}.json"
 
@@ -403,6 +413,10 @@ def _write_cells(settings: Settings, group: Sequence[TableRow]) -> None:
                     each = measured_texts(recommender, settings.reviews, row.target or protocol.target)
                 else:
                     each = measured(recommender, split, protocol.target, protocol.filter_seen, Key(seed))
+                if row.attribute is not None:
+                    told = dataset.user_attributes[row.attribute][split.users]
+                    states = recommender.user_states(split.users)
+                    each["attacker_auc"] = attacker_parts(states, told, np.random.default_rng(seed))
             found[row.row].append(each)
             asked_seconds[row.row] += time.process_time() - started
     for row in group:

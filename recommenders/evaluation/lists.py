@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from simenv.datasets.base import FloatArray, IntArray, LongArray
 from simenv.errors import DataError
-from simenv.numeric import group_auc, logistic_regression
+from simenv.numeric import logistic_regression
 
 if TYPE_CHECKING:
     import polars as pl
@@ -102,7 +102,23 @@ def attacker_auc(
 ) -> float:
     """How well a logistic attacker tells a user attribute from user states: held-out AUC, .5 = not at all.
 
-    With more than two values it is the mean of one value against the rest, weighted by users.
+    The mean of `attacker_parts`, whose arguments these are.
+    """
+    return float(attacker_parts(states, attribute, rng, folds=folds, reg=reg).mean())
+
+
+def attacker_parts(
+    states: NDArray[Any],
+    attribute: NDArray[Any],
+    rng: np.random.Generator,
+    *,
+    folds: int = 5,
+    reg: float = 1.0,
+    fewest: int = 20,
+) -> NDArray[np.float64]:
+    """Each user's part in `attacker_auc`, (n_users,): their mean is the AUC, so that users can be resampled.
+
+    With more than two values it is the mean of one value against the rest, weighted by users; see `auc_parts`.
 
     Args:
         states: (n_users, d) what the recommender knows of each user.
@@ -110,28 +126,55 @@ def attacker_auc(
         rng: shuffles users into folds.
         folds: every user is attacked once, by an attacker who did not see them.
         reg: L2 penalty on standardised features.
+        fewest: of more than two values, those that fewer users have are told from nobody; their users stay in the rest.
+
+    Raises:
+        DataError: the attribute has one value, none that enough users have, or a fold holds one kind of users only.
     """
     values, counts = np.unique(attribute, return_counts=True)
     if len(values) < 2:
         raise DataError("attacker: the attribute has 1 value; expected two or more")
     x = np.asarray(states, np.float64)
     x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
-    wanted = values[1:] if len(values) == 2 else values
-    weights = np.ones(1) if len(values) == 2 else counts
+    told = counts >= fewest if len(values) > 2 else np.array([False, True])
+    wanted, weights = values[told], counts[told]
+    if not len(wanted):
+        raise DataError(f"attacker: no value of the attribute has {fewest} users; expected one at least")
     parts = np.array_split(rng.permutation(len(x)), folds)
-    aucs = [_held_out_auc(x, attribute == value, parts, reg) for value in wanted]
-    return float(np.average(aucs, weights=weights))
+    found = [_parts_of_one(x, attribute == value, parts, reg) for value in wanted]
+    return np.average(found, axis=0, weights=weights)
 
 
-def _held_out_auc(x: NDArray[np.float64], truth: NDArray[np.bool_], parts: list[LongArray], reg: float) -> float:
-    aucs = []
+def _parts_of_one(
+    x: NDArray[np.float64], truth: NDArray[np.bool_], parts: list[LongArray], reg: float
+) -> NDArray[np.float64]:
+    found = np.empty(len(x))
     for held in parts:
         kept = np.setdiff1d(np.arange(len(x)), held)
         design = np.column_stack([np.ones(len(x)), x])
         weights, _ = logistic_regression(
             design[kept], truth[kept], prior=np.zeros(design.shape[1]), precision=np.array([1e-6, *[reg] * x.shape[1]])
         )
-        aucs.append(group_auc(np.zeros(len(held), np.int64), design[held] @ weights, truth[held])[0])
-    if np.isnan(aucs).any():
+        found[held] = auc_parts(design[held] @ weights, truth[held])
+    if np.isnan(found).any():
         raise DataError("attacker: a fold holds one value of the attribute only; expected fewer folds or more users")
-    return float(np.mean(aucs))
+    return found
+
+
+def auc_parts(scores: NDArray[Any], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Each row's part in the AUC of scores (n,) for a truth (n,): their mean is the AUC, ties half; NaN of one kind.
+
+    A part is the share of rows of the other kind that the row is ranked rightly against, its deviation from the AUC
+    over the share of its own kind, so that their variance is that of the AUC (DeLong et al. 1988, "Comparing the areas
+    under two or more correlated receiver operating characteristic curves").
+    """
+    from scipy.stats import rankdata
+
+    n, n_true = len(scores), int(truth.sum())
+    if n_true in (0, n):
+        return np.full(n, np.nan)
+    right = rankdata(scores)
+    right[truth] = (right[truth] - rankdata(scores[truth])) / (n - n_true)
+    right[~truth] = 1 - (right[~truth] - rankdata(scores[~truth])) / n_true
+    auc = right[truth].mean()
+    return np.asarray(auc + (right - auc) * n / np.where(truth, n_true, n - n_true))

@@ -22,6 +22,7 @@ from simenv.errors import ConfigError, DataError, MissingExtraError, Recommender
 from simenv.randomness import Key, Purpose, generator
 
 CUTOFFS = (1, 5, 10)
+SAMPLED_CUTOFFS = (1, 3, 5, 10)  # of ranks among sampled items, as published
 TARGETS = ("ranking", "candidates99", "rating")
 RATING_PRIOR = 5.0  # ratings of the mean that an item's own are added to
 MISSED = np.iinfo(np.int32).max  # the rank of a target outside the slate
@@ -251,7 +252,7 @@ def measured(
         return rating_metrics(recommender.predict_ratings(held.users, held.items), held.ratings)
     if target == "candidates99":
         places = sampled_ranks(recommender, split, key=key)
-        return {name: values.astype(np.float64) for name, values in rank_metrics(places).items()}
+        return {name: values.astype(np.float64) for name, values in rank_metrics(places, SAMPLED_CUTOFFS).items()}
     shown = slates(recommender, split, filter_seen=filter_seen, key=key)
     found = rank_metrics(_place(shown, split.targets)) | set_metrics(shown, split, filter_seen=filter_seen)
     return {name: values.astype(np.float64) for name, values in found.items()}

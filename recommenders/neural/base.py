@@ -194,9 +194,17 @@ class SequenceRecommender(Recommender):
     @torch.no_grad()
     def item_scores(self, histories: Histories, users: LongArray) -> Tensor:
         """Logits of every item as the next one, (B, n_items), after these histories, on the device."""
+        return self.network.logits(self._states(histories, users)).float()
+
+    @torch.no_grad()
+    def user_states(self, users: NDArray[Any]) -> NDArray[np.float32]:
+        """What the network makes of each user's history, (B, d)."""
+        self._require_fit()
+        return self._states(self.histories, np.asarray(users, np.int64)).float().cpu().numpy()
+
+    def _states(self, histories: Histories, users: LongArray) -> Tensor:
         rows = torch.as_tensor(histories.last(users, self.history), device=self.device)
-        states = self.network.user_states(rows, torch.as_tensor(users, device=self.device))
-        return self.network.logits(states).float()
+        return self.network.user_states(rows, torch.as_tensor(users, device=self.device))
 
     def score_histories(self, histories: Histories, users: LongArray) -> NDArray[np.float32]:
         """`item_scores` on the CPU."""

@@ -38,6 +38,17 @@ rows:
     arm: p5-fast
     options: {all: {index: {name: file, options: {}}}, World: {index: {options: {path: nowhere.json}}}}
 """
+HIDING = """
+title: what states tell
+source: nobody
+metrics: [hr@3, attacker_auc]
+columns: {synthetic: World}
+protocol: {split: last, target: candidates99}
+rows:
+  - {row: Open, published: {World: ".5/.5"}, arm: sasrec, attribute: taste, options: {all: {training: {epochs: 1}}}}
+  - {row: Height, arm: sasrec, attribute: height}
+  - {row: Blank, arm: popularity, attribute: taste}
+"""
 
 
 @cache
@@ -124,6 +135,21 @@ def test_rows_share_a_fit_and_cells_are_kept(
     assert third is not None
     assert len(fits) == 1  # no time
     assert pl.read_csv(third / "tables" / "paper_table.csv")["ours"].null_count() == 14
+
+
+def test_an_attacker_reads_an_attribute_in_the_states(tmp_path: Path) -> None:
+    table = tmp_path / "extra" / "paper_table" / "hiding.yaml"
+    table.write_text(HIDING)
+    with pytest.raises(ConfigError, match="row Blank: attribute: popularity has no states of users"):
+        run_experiment(config(tmp_path / "a", table="hiding", n_items=None))
+    table.write_text(HIDING.rpartition("\n  -")[0])
+    run = run_experiment(config(tmp_path / "b", table="hiding", n_items=None, n_users=120))
+    assert run is not None
+    found = {(row["row"], row["metric"]): row for row in pl.read_csv(run / "tables" / "paper_table.csv").to_dicts()}
+    attacked = found["Open", "attacker_auc"]
+    assert 0 <= attacked["ci_low"] < attacked["ours"] < attacked["ci_high"] <= 1.1
+    assert found["Open", "hr@3"]["ours"] >= 0
+    assert found["Height", "hr@3"]["note"] == "synthetic does not tell its users' height"
 
 
 def test_options_of_a_row_change_the_arms(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import pytest
 
 from recommenders.evaluation.lists import (
     attacker_auc,
+    attacker_parts,
+    auc_parts,
     list_events,
     popularity_by_history,
     popularity_by_rank,
@@ -56,6 +58,26 @@ def test_an_attribute_of_many_values_is_told_one_against_the_rest():
     assert abs(attacker_auc(noise, age, rng) - 0.5) < 0.07
     half = noise + 10 * (age == 3)[:, None]  # one value in four is told, the others are not
     assert 0.55 < attacker_auc(half, age, rng) < 0.8
+
+
+def test_parts_of_the_attacker_average_to_the_auc_and_vary_as_it_does():
+    aucs, widths = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        gender = rng.random(400) < 0.3
+        parts = attacker_parts(rng.normal(size=(400, 2)) + 0.8 * gender[:, None], gender, rng)
+        aucs.append(parts.mean())
+        widths.append(parts.std(ddof=1) / 20)
+    assert np.mean(widths) == pytest.approx(np.std(aucs, ddof=1), rel=0.25)
+    scores, truth = np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, True, False, True])
+    pairs = [(0.5 * (a == b) + (a > b)) for a in scores[truth] for b in scores[~truth]]
+    assert auc_parts(scores, truth).mean() == pytest.approx(np.mean(pairs))
+    assert np.isnan(auc_parts(scores, np.ones(4, np.bool_))).all()
+    rare = np.array(["a"] * 400 + ["b"] * 397 + ["c"] * 3)
+    parts = attacker_parts(np.random.default_rng(0).normal(size=(800, 2)), rare, np.random.default_rng(0))
+    assert len(parts) == 800  # three users are in the rest
+    with pytest.raises(DataError, match="no value of the attribute has 20 users"):
+        attacker_parts(np.zeros((30, 2)), np.arange(30), np.random.default_rng(0))
 
 
 def test_lists_become_events_without_empty_places():
