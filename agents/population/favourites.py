@@ -15,7 +15,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.population.scoring import score_row, sigmoid
+from agents.population.scoring import score_part, sigmoid
 from simenv.candidates import Candidates, insert, is_out, pack
 from simenv.datasets.base import FloatArray, LongArray
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from agents.population.rows import Population
 
 MOST_BYTES = 2**29  # of all lists; above it nothing is kept
+_TILE, _TOGETHER = 1024, 32  # items whose vectors stay in the cache, and users they are scored for meanwhile
+_STRIDE = 64  # items passed over at once where none is good enough
 _STRANGER, _ASKED = -2, -1  # instead of a length: nobody asked yet; asked once, so that a list begins to pay
 
 
@@ -101,53 +103,92 @@ def _mean_utility(
     kept, kept_scores, was_out, tastes, bounds, lengths = lists
     n_items, d, size = items_t.shape[1], items_t.shape[0], kept.shape[1]
     result = np.empty(len(users), np.float32)
-    best, items = np.empty(max(k, size), np.float32), np.empty(max(k, size), np.int32)
-    scores = np.empty(n_items, np.float32)
+    best, items = np.empty((_TOGETHER, max(k, size)), np.float32), np.empty((_TOGETHER, max(k, size)), np.int32)
+    scores = np.empty(min(n_items, _TILE), np.float32)
+    rows, floors = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.float32)
+    filled, wanted = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.int64)
+    n = 0  # rows that the catalogue is looked through for next
     for row in range(len(users)):
         user = users[row]
         own = row if out.shape[0] > 1 else 0
         length = lengths[user] if len(lengths) > 0 else _STRANGER
-        filled, floor = -1, np.float32(-np.inf)
+        found, floor = -1, np.float32(-np.inf)
         if length >= 0:
-            filled = _from_list(
-                user, own, vectors, items_of, item_bias, out, longest, largest_bias, lists, best[:k], items[:k]
+            found = _from_list(
+                user, own, vectors, items_of, item_bias, out, longest, largest_bias, lists, best[n, :k], items[n, :k]
             )
-            if filled < 0:
+            if found < 0:
                 floor = _least(user, own, vectors, items_of, item_bias, out, lists, k)
-        if filled < 0:
-            wanted = k if length == _STRANGER else size
-            score_row(vectors[user], items_t, item_bias, scores)
-            filled = 0
-            for item in range(n_items):
-                score = scores[item]
-                if score < floor or (filled == wanted and score <= best[wanted - 1]):
-                    continue
-                if is_out(out, own, item):
-                    continue
-                filled = insert(best[:wanted], items[:wanted], filled, score, item)
-            if len(lengths) > 0 and length == _STRANGER:
+        if found >= 0:
+            result[row] = _mean(best[n], found, user_bias[user])
+        else:
+            rows[n], floors[n], filled[n] = row, floor, 0
+            wanted[n] = k if length == _STRANGER else size
+            n += 1
+        if n < _TOGETHER and (n == 0 or row + 1 < len(users)):
+            continue
+        for start in range(0, n_items, _TILE):
+            stop = min(start + _TILE, n_items)
+            for i in range(n):
+                own = rows[i] if out.shape[0] > 1 else 0
+                score_part(vectors[users[rows[i]]], items_t, item_bias, start, stop, scores)
+                filled[i] = _keep_best(
+                    scores[: stop - start], start, floors[i], out, own, best[i, : wanted[i]], items[i], filled[i]
+                )
+        for i in range(n):
+            user = users[rows[i]]
+            if len(lengths) > 0 and lengths[user] == _STRANGER:
                 lengths[user] = _ASKED
             elif len(lengths) > 0:
-                for place in range(filled):
-                    kept[user, place] = items[place]
-                    kept_scores[user, place] = best[place]
+                own = rows[i] if out.shape[0] > 1 else 0
+                for place in range(filled[i]):
+                    kept[user, place] = items[i, place]
+                    kept_scores[user, place] = best[i, place]
                 for byte in range(out.shape[1]):
                     was_out[user, byte] = out[own, byte]
                 for j in range(d):
                     tastes[user, j] = vectors[user, j]
-                bounds[user] = best[filled - 1] if filled == wanted else floor
-                lengths[user] = filled
-            filled = min(filled, k)
-        total = 0.0
-        for place in range(filled):
-            total += sigmoid(best[place] + user_bias[user])
-        result[row] = total / filled if filled else np.nan
+                bounds[user] = best[i, filled[i] - 1] if filled[i] == wanted[i] else floors[i]
+                lengths[user] = filled[i]
+            result[rows[i]] = _mean(best[i], min(filled[i], k), user_bias[user])
+        n = 0
     return result
 
 
 @nb.njit(inline="always", cache=True)
+def _mean(best: Any, filled: int, bias: Any) -> Any:  # pragma: no cover - compiled
+    """Mean utility of the first scores; NaN of none."""
+    total = 0.0
+    for place in range(filled):
+        total += sigmoid(best[place] + bias)
+    return total / filled if filled else np.nan
+
+
+@nb.njit(cache=True, nogil=True)
+def _keep_best(
+    scores: Any, first: int, floor: Any, out: Any, own: int, best: Any, items: Any, filled: int
+) -> int:  # pragma: no cover - compiled
+    """Insert the scores of items `first` and on that are not out, nor below `floor`; how many places are filled."""
+    wanted = len(best)
+    for start in range(0, len(scores), _STRIDE):
+        stop = min(start + _STRIDE, len(scores))
+        if filled == wanted:
+            any_better, least = False, best[wanted - 1]
+            for place in range(start, stop):
+                any_better |= scores[place] > least
+            if not any_better:
+                continue
+        for place in range(start, stop):
+            score, item = scores[place], first + place
+            if score < floor or (filled == wanted and score <= best[wanted - 1]) or is_out(out, own, item):
+                continue
+            filled = insert(best, items, filled, score, item)
+    return filled
+
+
+@nb.njit(inline="always", cache=True)
 def _score(user: int, item: int, vectors: Any, items_of: Any, item_bias: Any) -> Any:  # pragma: no cover - compiled
-    """One score, summed as in `score_row`."""
+    """One score, summed as in `score_part`."""
     score = item_bias[item]
     for j in range(vectors.shape[1]):
         score += vectors[user, j] * items_of[item, j]

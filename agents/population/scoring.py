@@ -32,12 +32,33 @@ def sigmoid(x: Any) -> Any:  # pragma: no cover - compiled
 @nb.njit(inline="always", cache=True)
 def score_row(vector: Any, items_t: Any, item_bias: Any, out: Any) -> None:  # pragma: no cover - compiled
     """<vector, q_i> + item_bias[i] for every item, into `out` (n_items,); `items_t` is (d, n_items)."""
-    for item in range(items_t.shape[1]):
-        out[item] = item_bias[item]
-    for j in range(items_t.shape[0]):
-        weight = vector[j]
-        for item in range(items_t.shape[1]):
-            out[item] += weight * items_t[j, item]
+    score_part(vector, items_t, item_bias, 0, items_t.shape[1], out)
+
+
+@nb.njit(inline="always", cache=True)
+def score_part(
+    vector: Any, items_t: Any, item_bias: Any, start: int, stop: int, out: Any
+) -> None:  # pragma: no cover - compiled
+    """The same for items `start` to `stop`, into the first places of `out`, summed in the same order.
+
+    Whole slices and four rows at a time: what the compiler makes vectors of, and fewer ways to memory.
+    """
+    d, j = items_t.shape[0], 0
+    out, bias = out[: stop - start], item_bias[start:stop]
+    for place in range(len(out)):
+        out[place] = bias[place]
+    while j + 4 <= d:
+        w, x, y, z = vector[j], vector[j + 1], vector[j + 2], vector[j + 3]
+        of_w, of_x = items_t[j][start:stop], items_t[j + 1][start:stop]
+        of_y, of_z = items_t[j + 2][start:stop], items_t[j + 3][start:stop]
+        for place in range(len(out)):
+            out[place] = (((out[place] + w * of_w[place]) + x * of_x[place]) + y * of_y[place]) + z * of_z[place]
+        j += 4
+    while j < d:
+        w, of_w = vector[j], items_t[j][start:stop]
+        for place in range(len(out)):
+            out[place] += w * of_w[place]
+        j += 1
 
 
 @nb.njit(cache=True, nogil=True, fastmath={"contract"})
