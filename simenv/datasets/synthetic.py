@@ -5,6 +5,8 @@ these; quality and taste make the logit of choosing an item once it is examined.
 each item has an exposure (shelf space, advertising, hype) that is only partly deserved. The warm start is a race:
 user u reaches item i after Exp(1) / (exposure_i * utility_ui) and consumes the first n_u items reached, which is
 Gumbel top-n sampling over log exposure + log utility (Efraimidis and Spirakis 2006; Kool, van Hoof and Welling 2019).
+In a large catalogue the same race is run by thinning: items are come across at the rate of their exposure, and one is
+consumed with the chance of its utility, so that a user costs what it comes across and not the catalogue.
 Exposure is solved for so that item counts have the long tail of MovieLens-100K (`marginals.ML_100K`); activity and
 ratings are calibrated to the same source. docs/datasets.md shows the fit.
 
@@ -21,7 +23,6 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from simenv.candidates import insert
 from simenv.checks import number, share, whole
 from simenv.datasets import wording
 from simenv.datasets.base import Catalog, Dataset, FloatArray, Head, Interactions, LongArray, Tastes
@@ -45,7 +46,9 @@ _NICHE_LIKING = {"majority": (0.2, -1.0), "minority": (-0.6, 1.0)}  # (mainstrea
 _MERIT = 0.6  # copula correlation of an item's popularity with the log of its mean utility
 _CALIBRATION_CELLS, _CALIBRATION_STEPS = 400_000, 12
 _BLOCK_CELLS = 2_000_000
-_MANY_ITEMS = 50_000  # above it the first of a race are kept while looking, not partitioned
+_MANY_ITEMS = 50_000  # above it a race is thinned, and the level of choice is solved on so many items
+_FEW_TURNS = 50  # consumed items of a user times this are at most the catalogue where the race is thinned
+_THINNED_USERS = 256  # whose draws are made together
 
 # Rating scale: latent rating before rounding to 1..5, tuned to the marginals of ML-100K (benchmarks/synthetic_fit.py).
 _LATENT_MEAN, _RATING_NOISE = 3.57, 0.90
@@ -271,7 +274,9 @@ def _calibrated(
 
     appetite = rng.normal(0, _APPETITE_SD, n_users).astype(np.float32)
     choice = _head(user_vectors, item_vectors, appetite, np.float32(_QUALITY_SD) * quality)
-    choice_level = np.float32(_level(choice.scores(sample), MEAN_UTILITY))
+    logits = choice.scores(sample)
+    choice_level = np.float32(_level(logits[:, :: max(1, n_items // _MANY_ITEMS)], MEAN_UTILITY))
+    del logits
     choice = replace(choice, user_bias=choice.user_bias + choice_level)
     utility = sigmoid(choice.scores(sample))
     popularity = _popularity_curve(np.log(utility.mean(axis=0)), popularity_strength, rng)
@@ -325,12 +330,29 @@ def _solve_exposure(
     wanted = np.minimum(popularity * activity.sum(), 0.95 * len(activity))
     exposure = wanted / utility.sum(axis=0)
     pace = np.ones(len(activity))
+    many = utility.shape[1] > _MANY_ITEMS
     for _ in range(_CALIBRATION_STEPS):
-        consumed = -np.expm1(-utility * pace.astype(np.float32)[:, None] * exposure.astype(np.float32))
+        paces, exposures = pace.astype(np.float32), exposure.astype(np.float32)
+        if many:
+            consumed = _consumed(utility, paces, exposures)
+        else:
+            consumed = -np.expm1(-utility * paces[:, None] * exposures)
         pace *= activity / consumed.sum(axis=1)
         exposure *= wanted / np.maximum(consumed.sum(axis=0), 1e-6)
         exposure /= exposure.mean()
     return np.log(exposure).astype(np.float32), consumed
+
+
+@nb.njit(cache=True, nogil=True)
+def _consumed(utility: Any, pace: Any, exposure: Any) -> Any:  # pragma: no cover - compiled
+    """1 - exp(-pace * exposure * utility), (n_users, n_items), for chances that are mostly small."""
+    found = np.empty_like(utility)
+    for user in range(utility.shape[0]):
+        for item in range(utility.shape[1]):
+            x = utility[user, item] * pace[user] * exposure[item]
+            few = x * (1 - x / 2 * (1 - x / 3 * (1 - x / 4)))
+            found[user, item] = few if x < 0.02 else 1 - np.exp(-x)
+    return found
 
 
 def _warm_start(world: _World, seed: int, stream: tuple[int, ...] = (_BLOCK_STREAM,)) -> Interactions:
@@ -340,12 +362,14 @@ def _warm_start(world: _World, seed: int, stream: tuple[int, ...] = (_BLOCK_STRE
     total = int(ends[-1])
     users = np.repeat(np.arange(n_users, dtype=np.int32), world.activity)
     items, ratings, times = np.empty(total, np.int32), np.empty(total, np.float32), np.empty(total, np.int64)
-    size = max(1, _BLOCK_CELLS // n_items)
+    thinned = n_items > max(_MANY_ITEMS, _FEW_TURNS * int(world.activity.max()))
+    size = _THINNED_USERS if thinned else max(1, _BLOCK_CELLS // n_items)
+    reach = np.cumsum(np.exp(world.log_exposure, dtype=np.float64)) if thinned else None
     for block, first in enumerate(range(0, n_users, size)):
         rng = np.random.default_rng([seed & (2**64 - 1), *stream, block])
         rows = np.arange(first, min(first + size, n_users))
         span = slice(int(ends[first] - world.activity[first]), int(ends[rows[-1]]))
-        items[span] = _race(world, rows, rng)
+        items[span] = _race(world, rows, rng) if reach is None else _thinned_race(world, rows, reach, rng)
         ratings[span] = _rate(world, users[span], items[span], rng)
         times[span] = _clock(world.activity[rows], rng)
     order = np.argsort(times, kind="stable")
@@ -367,8 +391,6 @@ def _race(world: _World, rows: LongArray, rng: np.random.Generator) -> NDArray[n
     wait *= rng.standard_exponential(wait.shape, dtype=np.float32)
     counts = world.activity[rows]
     longest = int(counts.max())
-    if wait.shape[1] > _MANY_ITEMS:
-        return _shortest(wait, longest)[np.arange(longest) < counts[:, None]]
     if longest < wait.shape[1]:
         nearest = np.argpartition(wait, longest - 1, axis=1)[:, :longest]
     else:
@@ -377,18 +399,36 @@ def _race(world: _World, rows: LongArray, rng: np.random.Generator) -> NDArray[n
     return ranked[np.arange(longest) < counts[:, None]].astype(np.int32)
 
 
+def _thinned_race(
+    world: _World, rows: LongArray, reach: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int32]:
+    """What `_race` returns, in law: items met one after the other by exposure, consumed with the chance of utility.
+
+    `reach` (n_items,) is the running sum of exposure.
+    """
+    counts = world.activity[rows]
+    ends = np.cumsum(counts)
+    items, filled = np.empty(int(ends[-1]), np.int32), ends - counts
+    while len(open_ := np.flatnonzero(filled < ends)):
+        users = np.repeat(open_, 8 * (ends - filled)[open_] + 32)
+        met = np.searchsorted(reach, reach[-1] * rng.random(len(users)), side="right")
+        met = np.minimum(met, len(reach) - 1)
+        wanted = rng.random(len(users), np.float32) < sigmoid(world.choice.pairs(rows[users], met))
+        _consume(users[wanted], met[wanted], ends - counts, ends, filled, items)
+    return items
+
+
 @nb.njit(cache=True, nogil=True)
-def _shortest(wait: Any, k: int) -> Any:  # pragma: no cover - compiled
-    """The k items of each row that are reached first, in that order, (B, k); in one look at each."""
-    ranked = np.empty((len(wait), k), np.int32)
-    best = np.empty(k, np.float32)
-    for row in range(len(wait)):
-        filled = 0
-        for item in range(wait.shape[1]):
-            sooner = -wait[row, item]
-            if filled < k or sooner > best[k - 1]:
-                filled = insert(best, ranked[row], filled, sooner, item)
-    return ranked
+def _consume(users: Any, met: Any, starts: Any, ends: Any, filled: Any, items: Any) -> None:  # pragma: no cover
+    """Add to each user's items, from `starts` to `ends`, what is not among them yet; `filled` moves on."""
+    for i in range(len(users)):
+        user = users[i]
+        new = filled[user] < ends[user]
+        for place in range(starts[user], filled[user]):
+            new = new and items[place] != met[i]
+        if new:
+            items[filled[user]] = met[i]
+            filled[user] += 1
 
 
 def _rate(world: _World, users: NDArray[np.int32], items: NDArray[np.int32], rng: np.random.Generator) -> FloatArray:

@@ -114,10 +114,13 @@ def descriptions(
     high = (style > 0).tolist()
     subjects = rng.integers(0, len(_SUBJECTS), len(genres)).tolist()
     places = rng.integers(0, len(_PLACES), len(genres)).tolist()
+    kinds: dict[int, str] = {}  # few combinations of genres come again and again
     made = []
-    for i, row in enumerate(genres):
-        first, second = (ASPECTS[a][2 if high[i][a] else 1] for a in marked[i])
-        kind = " and ".join(names[g] for g in np.flatnonzero(row))
+    for i, code in enumerate((genres @ (1 << np.arange(len(names)))).tolist()):
+        if (kind := kinds.get(code)) is None:
+            kind = kinds[code] = " and ".join(names[g] for g in np.flatnonzero(genres[i]))
+        (one, other), above = marked[i], high[i]
+        first, second = ASPECTS[one][2 if above[one] else 1], ASPECTS[other][2 if above[other] else 1]
         made.append(f"A {first}, {second} {kind} about {_SUBJECTS[subjects[i]]} in {_PLACES[places[i]]} ({years[i]}).")
     return tuple(made)
 

@@ -186,12 +186,21 @@ def test_blocks_of_users_do_not_change_the_marginals(world, monkeypatch):
     assert matched_auc(blocked, 60) > 0.65
 
 
-def test_a_large_catalogue_is_raced_through_in_one_look(monkeypatch):
-    usual = synthetic(n_users=60, n_items=300, seed=3).interactions
-    monkeypatch.setattr(sys.modules["simenv.datasets.synthetic"], "_MANY_ITEMS", 200)
-    quick = synthetic(n_users=60, n_items=300, seed=3).interactions
-    np.testing.assert_array_equal(quick.items, usual.items)
-    np.testing.assert_array_equal(quick.times, usual.times)
+def test_a_thinned_race_has_the_law_of_the_race(monkeypatch):
+    raced = synthetic(n_users=1500, n_items=300, seed=3, mean_activity=30)
+    module = sys.modules["simenv.datasets.synthetic"]
+    monkeypatch.setattr(module, "_MANY_ITEMS", 200)
+    monkeypatch.setattr(module, "_FEW_TURNS", 1)
+    thinned = synthetic(n_users=1500, n_items=300, seed=3, mean_activity=30)
+    logs = raced.interactions, thinned.interactions
+    assert len(np.unique(logs[1].users.astype(np.int64) * 300 + logs[1].items)) == len(logs[1])  # nothing twice
+    np.testing.assert_array_equal(*(log.user_counts() for log in logs))
+    assert logs[0].items.tolist() != logs[1].items.tolist()
+    liked = [raced.tastes.choice.pairs(log.users, log.items) for log in logs]
+    assert liked[0].mean() == pytest.approx(liked[1].mean(), abs=4 * liked[0].std() / np.sqrt(len(liked[0])))
+    first, second = (log.item_counts() for log in logs)
+    distance = np.square(first - second) / np.maximum(first + second, 1)
+    assert 0.4 < distance.mean() < 1.2  # chi-squared of one degree, less as a user takes an item once
 
 
 def test_titles_are_distinct_in_a_large_catalogue():
