@@ -32,7 +32,8 @@ class TwoStage(Recommender):
     "Efficient and robust approximate nearest neighbor search using hierarchical navigable small world graphs"). Of what
     is found, items a user must not be shown are left out; where fewer than a slate are left, the most popular fill it.
 
-    Learning: the base's; the index is built anew with it. New users get the most popular.
+    Learning: the base's; the index is built anew with it, of the items whose vector is not zero. New users get the
+    most popular.
 
     Args:
         base: learns the vectors, e.g. `recommenders.factors.ALS`.
@@ -101,8 +102,12 @@ class TwoStage(Recommender):
             expansion_add=self.expansion,
             expansion_search=max(self.expansion, self.candidates),
         )
-        # One thread: what an index finds depends on the order in which items come.
-        self._index.add(np.arange(len(vectors)), np.column_stack([vectors, rest]).astype(np.float32), threads=1)
+        # Items nobody consumed are most of a very large catalogue, and their vectors and scores are zero. One thread:
+        # what an index finds depends on the order in which items come.
+        known = np.flatnonzero(squares)
+        known = known if len(known) else np.arange(len(vectors))
+        points = np.column_stack([vectors[known], rest[known]]).astype(np.float32)
+        self._index.add(known, points, threads=1)
         self._order = np.argsort(-self._popularity, kind="stable").astype(np.int32)
 
     def _score(self, users: LongArray) -> NDArray[Any]:
@@ -123,7 +128,7 @@ class TwoStage(Recommender):
         vectors, items = self.base.user_factors[users], self.base.item_factors.T
         query = np.column_stack([vectors, np.zeros(len(users), np.float32)])
         # A row of its own for each user: a single query would come back in another shape.
-        found = self._index.search(np.ascontiguousarray(query), min(self.candidates, self.n_items), threads=1)
+        found = self._index.search(np.ascontiguousarray(query), min(self.candidates, len(self._index)), threads=1)
         keys = np.asarray(found.keys).reshape(len(users), -1).astype(np.int64)
         keys.sort(axis=1)  # ties go to the smaller item row
         scores = np.einsum("bd,bcd->bc", vectors.astype(np.float64), items[keys].astype(np.float64))
