@@ -18,6 +18,8 @@ from simenv.datasets.base import Interactions, LongArray
 from simenv.errors import RecommenderError
 from simenv.randomness import Key, Purpose, generator
 
+_TILE = 4096  # items whose scores are in memory in double precision
+
 
 class FactorRecommender(Recommender):
     """Scores that are inner products; subclasses call `_keep` with both factor matrices at the end of `_fit`."""
@@ -47,8 +49,12 @@ class FactorRecommender(Recommender):
         # precision rounded to single hides that: a user's scores are the same in any company.
         if self._exact is None or self._exact[0] is not self._item_factors:
             self._exact = self._item_factors, self._item_factors.astype(np.float64)
-        exact = self._user_factors[users].astype(np.float64) @ self._exact[1]
-        return exact.astype(np.float32)
+        vectors, items = self._user_factors[users].astype(np.float64), self._exact[1]
+        scores = np.empty((len(users), items.shape[1]), np.float32)
+        for start in range(0, items.shape[1], _TILE):
+            rows = slice(start, start + _TILE)
+            scores[:, rows] = vectors @ items[:, rows]
+        return scores
 
     def _state(self) -> Mapping[str, NDArray[Any]]:
         return {"user_factors": self._user_factors, "item_factors": self._item_factors}
