@@ -66,20 +66,23 @@ $(VENV)/docs: $(VENV)/base
 docs: $(VENV)/docs
 	$(BIN)/zensical build --clean --strict
 
+# A quarter of an hour: what each program says of itself, and the table of all at the end.
+B := runs/bench
+
 bench: $(VENV)/all
-	$(BIN)/python benchmarks/loop.py
+	rm -rf $(B) && mkdir -p $(B)
 	$(BIN)/python benchmarks/classical_recommenders.py
-	$(BIN)/python benchmarks/envs.py
 	$(BIN)/python benchmarks/llm.py
-	$(BIN)/python benchmarks/p5_decoding.py
-	$(BIN)/python benchmarks/user_lm.py speed
-	$(BIN)/python benchmarks/smollm2.py
-	$(BIN)/python benchmarks/unseen_items.py
-	set -e; folder=$$(mktemp -d); trap 'rm -rf '$$folder EXIT; \
-	$(BIN)/python benchmarks/scale.py users --users 200000 --shard 50000 --rounds 2 --out $$folder; \
-	$(BIN)/python benchmarks/scale.py items --pairs 1000x10000 1000x100000 --out $$folder/items.json; \
-	$(BIN)/python benchmarks/scale.py read; \
-	$(BIN)/python benchmarks/scale.py llm --users 2000 --rounds 1
+	$(BIN)/python benchmarks/p5_decoding.py --users 128 --beams 20 --rounds 1
+	$(BIN)/python benchmarks/user_lm.py speed --pages 512
+	$(BIN)/python benchmarks/smollm2.py --pages 8
+	$(BIN)/python benchmarks/loop.py --out $(B)/loop.json
+	$(BIN)/python benchmarks/envs.py --out $(B)/envs.json
+	$(BIN)/python benchmarks/scale.py items --pairs 1000x10000 1000x100000 --out $(B)/items.json
+	$(BIN)/python benchmarks/scale.py users --users 200000 --shard 50000 --rounds 2 --out $(B)/users
+	$(BIN)/python benchmarks/scale.py read --out $(B)/read.json
+	$(BIN)/python benchmarks/scale.py llm --users 2000 --rounds 1 --workers 2 --out $(B)/llm.json
+	$(BIN)/python benchmarks/table.py $(B)
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Speed of the environments beside plain NumPy and SARDINE: slate 10, 1,000 items, the action given.
 
-    python benchmarks/envs.py [--resets 1000000]
+    python benchmarks/envs.py [--resets 1000000] [--out envs.json]
 
 CPU seconds of one process, best of several repetitions; compare by ratio. SARDINE (``pip install sardine-rec``) is left
 out, with a word, where it is not installed; its actions, slate and catalogue are of the same size.
@@ -9,9 +9,11 @@ out, with a word, where it is not installed; its actions, slate and catalogue ar
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -102,6 +104,7 @@ def resets(n: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--resets", type=int, default=0, help="also measure memory over so many resets")
+    parser.add_argument("--out", type=Path, help="write the rates as JSON")
     arguments = parser.parse_args()
 
     def make_vec(n: int, **options: Any) -> Any:
@@ -133,6 +136,8 @@ def main() -> None:
     print("|---|---|---|")
     for name, rate in rates.items():
         print(f"| {name} | {rate:,.0f} | {rate / reference:.1f} |")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(rates, indent=1) + "\n")
     if arguments.resets:
         print(resets(arguments.resets))
 

@@ -3,10 +3,10 @@
     python benchmarks/scale.py users [--users 10000000 --shard 250000 --items 1000 --rounds 5] --out FOLDER
     python benchmarks/scale.py items [--pairs 1000x100000 ...] [--arms als two-stage p5-fast ...] --out FILE
     python benchmarks/scale.py learn als 1000 1000000
-    python benchmarks/scale.py read [--rows 25000000] [--keep FOLDER]
-    python benchmarks/scale.py llm [--users 10000 --rounds 5 --latency .2]
+    python benchmarks/scale.py read [--rows 25000000] [--keep FOLDER] [--out FILE]
+    python benchmarks/scale.py llm [--users 10000 --rounds 5 --latency .2 --workers 1] [--out FILE]
 
-Each prints a table and its peak memory; what is in FOLDER or FILE already is not measured again.
+Each prints a table and its peak memory; what FOLDER of `users` or FILE of `items` holds already is not measured again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import json
+import multiprocessing
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,12 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     for line in (names, *cells):
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def keep(path: Path | None, found: Any) -> None:
+    """Write what was found as JSON, where a file is named."""
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 # -- users --------------------------------------------------------------------------------------------------------
@@ -282,7 +290,7 @@ def each_size(given: argparse.Namespace) -> list[dict[str, Any]]:
                 print(f"{arm} {pair}: {ended.stderr.strip().splitlines()[-1]}", flush=True)
                 continue
             rows.append(json.loads(ended.stdout.splitlines()[-1]))
-            out.write_text(json.dumps(rows, indent=1) + "\n")
+            keep(out, rows)
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -345,36 +353,54 @@ def read(rows: int, folder: Path) -> dict[str, Any]:
 # -- language models ----------------------------------------------------------------------------------------------
 
 
-def llm(n_users: int, rounds: int, latency: float, concurrency: int) -> dict[str, Any]:
-    """Rounds of LLM users against the tests' server, a process of its own."""
-    from agents.llm.user import LLMUser
-    from simenv.language_models import openai
-
-    world = synthetic(n_users=n_users, n_items=1000, seed=0)
-    assert world.tastes is not None
+def llm(n_users: int, rounds: int, latency: float, concurrency: int, workers: int) -> dict[str, Any]:
+    """Rounds of LLM users against the tests' server, a process of its own; with several workers each has a part of the
+    users, and they share one cache.
+    """
     command = [sys.executable, "-m", "simenv.language_models.fake_server", "--latency", str(latency)]
-    rows = []
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
     ):
         assert server.stdout is not None
         cache = Path(folder) / "cache.sqlite"
         try:
-            users = LLMUser(openai("bench", server.stdout.readline().strip(), cache=cache, concurrency=concurrency))
-            users.bind(world, world.tastes, seed=0)
-            platform = Platform(world, users, Popularity(), seed=0, schedule=Schedule(slate_size=K))
-            for round_ in range(rounds):
-                wall, cpu = time.perf_counter(), time.process_time()
-                platform.step()
-                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-                rows.append({"round": round_, "pages_per_s": n_users / wall, "cpu_ms": 1000 * cpu / n_users})
-                print(json.dumps(rows[-1] | {"peak_gb": peak_gb()}), flush=True)
-            size = cache.stat().st_size / 1e9
+            url = server.stdout.readline().strip()
+            given = [
+                (worker, n_users // workers, rounds, concurrency // workers, url, cache) for worker in range(workers)
+            ]
+            parts = list(pool.map(_llm_part, given))
+            size = sum(path.stat().st_size for path in cache.parent.iterdir()) / 1e9
         finally:
             server.terminate()
-    ideal = concurrency / latency
-    return {"users": n_users, "ideal_per_s": ideal, "rounds": rows, "peak_gb": peak_gb(), "cache_gb": size}
+    rows = []
+    for round_, turns in enumerate(zip(*(part["rounds"] for part in parts), strict=True)):
+        began, ended = min(turn["began"] for turn in turns), max(turn["ended"] for turn in turns)
+        pages, cpu = sum(turn["pages"] for turn in turns), sum(turn["cpu_s"] for turn in turns)
+        rows.append({"round": round_, "pages_per_s": pages / (ended - began), "cpu_ms": 1000 * cpu / pages})
+    found = {"users": n_users, "workers": workers, "ideal_per_s": concurrency / latency, "rounds": rows}
+    return found | {"peak_gb": max(part["peak_gb"] for part in parts), "cache_gb": size}
+
+
+def _llm_part(given: tuple[int, int, int, int, str, Path]) -> dict[str, Any]:
+    """One worker's users, a world of their own."""
+    from agents.llm.user import LLMUser
+    from simenv.language_models import openai
+
+    seed, n_users, rounds, concurrency, url, cache = given
+    world = synthetic(n_users=n_users, n_items=1000, seed=seed)
+    assert world.tastes is not None
+    users = LLMUser(openai("bench", url, cache=cache, concurrency=concurrency))
+    users.bind(world, world.tastes, seed=seed)
+    platform = Platform(world, users, Popularity(), seed=seed, schedule=Schedule(slate_size=K))
+    turns = []
+    for _ in range(rounds):
+        began, cpu = time.time(), time.process_time()
+        platform.step()
+        turns.append({"began": began, "ended": time.time(), "cpu_s": time.process_time() - cpu, "pages": n_users})
+        print(f"worker {seed}: {n_users / (turns[-1]['ended'] - began):.0f} pages/s, {peak_gb():.2f} GB", flush=True)
+    return {"rounds": turns, "peak_gb": peak_gb()}
 
 
 # -- the figure ---------------------------------------------------------------------------------------------------
@@ -433,10 +459,14 @@ def main() -> None:
     many.add_argument("--users", type=int, default=10_000)
     many.add_argument("--rounds", type=int, default=5)
     many.add_argument("--latency", type=float, default=0.2)
-    many.add_argument("--concurrency", type=int, default=64)
+    many.add_argument("--concurrency", type=int, default=64, help="of all workers together")
+    many.add_argument("--workers", type=int, default=1, help="processes that share the users and one cache")
+    for part in (two, many):
+        part.add_argument("--out", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
     if given.part == "llm":
-        asked = llm(given.users, given.rounds, given.latency, given.concurrency)
+        asked = llm(given.users, given.rounds, given.latency, given.concurrency, given.workers)
+        keep(given.out, asked)
         show("LLM users", asked["rounds"])
         show("in all", [{name: value for name, value in asked.items() if name != "rounds"}])
     if given.part == "items":
@@ -450,10 +480,12 @@ def main() -> None:
         print(json.dumps(learn(given.arm, given.users, given.items)))
     if given.part == "read":
         with tempfile.TemporaryDirectory() as folder:
-            show("ratings file in MovieLens' form", [read(given.rows, given.keep or Path(folder))])
+            told = read(given.rows, given.keep or Path(folder))
+        show("ratings file in MovieLens' form", [told])
+        keep(given.out, told)
     if given.part == "users":
         found = users(given)
-        (given.out / "users.json").write_text(json.dumps(found, indent=1) + "\n")
+        keep(given.out / "users.json", found)
         show("users in shards that come and go, popularity", found["rounds"])
         show("in all", [{name: value for name, value in found.items() if name != "rounds"}])
 
