@@ -25,7 +25,7 @@ from simenv.heard import Heard
 from simenv.interventions import Course
 from simenv.metrics.reference import midrank_percentile
 from simenv.randomness import Key, Purpose, uniforms
-from simenv.slates import Hears, Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel, measured
+from simenv.slates import Recommender, Responses, SeesDataset, SeesTruth, Slates, UserModel, hears_friends, measured
 
 _start_method = multiprocessing.get_start_method(allow_none=True)
 from mesa import Agent as Agent  # noqa: E402 - for those who need Mesa without what importing it does
@@ -258,7 +258,7 @@ class Platform(Model):
             if self.course and page == 0:
                 slates = replace(slates, item_ids=self.course.shown(active, slates.item_ids, candidates, key.round))
             best = self.users.best_utility(active, self.schedule.slate_size, candidates)
-            if isinstance(self.users, Hears) and self.users.hears_friends:
+            if hears_friends(self.users):
                 heard.append(self.users.hear(active, slates.item_ids, page_key))
             responses = self.users.respond(active, slates.item_ids, page_key)
             pages.append(self._record(active, slates, responses, best, page_key))
