@@ -409,25 +409,38 @@ def _llm_part(given: tuple[int, int, int, int, str, Path]) -> dict[str, Any]:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Cost of a round, and memory, against the size of the catalogue, on logarithmic axes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    from simenv.figures.style import arm_styles, dress, png_bytes
+    from simenv.figures.style import KNOWN_ARMS, arm_styles, dress, key_line, legend_below, png_bytes
 
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     styles = arm_styles(arms)
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    dashes = {arm: "-" if arm in KNOWN_ARMS else "--" for arm in arms}
+    figure = Figure(figsize=(13, 4), layout="constrained")
     wanted = {
-        "CPU ms a user for slates": lambda row: 1000 * row["slates_s"] / row["users"],
-        "CPU ms a user for regret": lambda row: 1000 * row["best_utility_s"] / row["users"],
+        "slates, CPU ms a user": lambda row: 1000 * row["slates_s"] / row["users"],
+        "learning once, CPU s": lambda row: row["fit_s"],
+        "best utility for regret, CPU ms a user": lambda row: 1000 * row["best_utility_s"] / row["users"],
         "peak memory, GB": lambda row: row["peak_gb"],
     }
-    for panel, (title, value) in zip(figure.subplots(1, 3), wanted.items(), strict=True):
-        for arm in arms:
+    for panel, (title, value) in zip(figure.subplots(1, 4), wanted.items(), strict=True):
+        for arm in arms[:1] if "regret" in title else arms:  # regret is the users', whatever the arm
             own = sorted((row["items"], value(row)) for row in rows if row["arm"] == arm)
-            style = styles[arm]
-            panel.plot(*zip(*own, strict=True), label=arm, color=style.color, marker=style.marker)
+            style = styles[arm] if "regret" not in title else None
+            panel.plot(
+                *zip(*own, strict=True),
+                color=style.color if style else "0.3",
+                marker=style.marker if style else "D",
+                linestyle=dashes[arm] if style else "-",
+            )
         panel.set(xscale="log", yscale="log", title=title, xlabel="items")
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if "memory" in title else (1,)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
         dress(panel)
-    figure.axes[0].legend()
+    entries = [key_line(arm, color=styles[arm].color, marker=styles[arm].marker, dashes=dashes[arm]) for arm in arms]
+    legend_below(figure, entries)
     path.write_bytes(png_bytes(figure))
 
 
