@@ -21,6 +21,7 @@ import numpy as np
 
 import simenv  # noqa: F401 - makes simenv/... known to Gymnasium
 from simenv.envs.slate import SlateEnv
+from simenv.randomness import Key, Purpose, uniforms
 
 ITEMS, K, D = 1000, 10, 24
 
@@ -36,16 +37,29 @@ def best(step: Callable[[], int], n: int, repeat: int = 7) -> float:
     return rate
 
 
-def numpy_floor(users: int) -> Callable[[], int]:
-    """Affinity, position bias, a draw, a sum: no environment, no state, no observation."""
+def numpy_floor(users: int, *, keyed: bool = False) -> Callable[[], int]:
+    """Affinity, position bias, a draw, a sum: no environment, no state, no observation.
+
+    `keyed`: whether a slot is examined, and whether it is clicked, are two draws that are keyed by user, page and item,
+    as everywhere in simenv; else one draw from a stream decides both.
+    """
     rng = np.random.default_rng(0)
     taste, items = rng.standard_normal((users, D), np.float32), rng.standard_normal((ITEMS, D), np.float32)
     bias, examined = rng.standard_normal(ITEMS, np.float32), (np.arange(1, K + 1) ** -0.8).astype(np.float32)
-    slates = rng.integers(0, ITEMS, (users, K))
+    slates, rows = rng.integers(0, ITEMS, (users, K)), np.arange(users)[:, None]
+    page = 0
 
     def step() -> int:
+        nonlocal page
+        page += 1
         logits = np.einsum("bd,bkd->bk", taste, items[slates]) + bias[slates]
-        clicked = rng.random(logits.shape, np.float32) < examined / (1 + np.exp(-logits))
+        liked = 1 / (1 + np.exp(-logits))
+        if keyed:
+            key = Key(0, page=page)
+            clicked = uniforms(key, Purpose.EXAMINE, rows, slates) < examined
+            clicked &= uniforms(key, Purpose.CLICK, rows, slates) < liked
+        else:
+            clicked = rng.random(logits.shape, np.float32) < examined * liked
         clicked.sum(axis=1)
         return users
 
@@ -113,6 +127,7 @@ def main() -> None:
     rows = {
         "plain NumPy, 1 user": (numpy_floor(1), 5000),
         "plain NumPy, 1,000 users": (numpy_floor(1000), 50),
+        "plain NumPy, 1,000 users, draws keyed": (numpy_floor(1000, keyed=True), 50),
         "SlateEnv": (single(gym.make("simenv/Slate-v0").unwrapped), 5000),
         "SlateEnv through gym.make, wrapped": (single(gym.make("simenv/Slate-v0")), 5000),
         "SlateVectorEnv of 64": (vector(make_vec(64)), 300),
