@@ -148,7 +148,7 @@ class S3RecNetwork(SASRecNetwork):
         self.features = nn.Embedding(attributes.shape[1], size)
         self.of_item, self.of_place = nn.Linear(size, size, bias=False), nn.Linear(size, size, bias=False)
         self.item_here, self.segment_here = nn.Linear(size, size, bias=False), nn.Linear(size, size, bias=False)
-        nn.init.normal_(self.features.weight, std=size**-0.5)
+        nn.init.normal_(self.features.weight, std=1 / size)
 
     def both_ways(self, rows: Tensor) -> Tensor:
         """(B, T) to (B, T, d); every position sees all others."""

@@ -30,18 +30,25 @@ NEGATIVES = {"cross_entropy": 0, "sampled_softmax": 256, "bce": 1, "bpr": 1}  # 
 
 
 class SequenceNetwork(nn.Module):
-    """Item embeddings around an encoder of histories; subclasses define the encoder and the loss."""
+    """Item embeddings around an encoder of histories; subclasses define the encoder and the loss.
+
+    Embeddings start at a deviation of 1 / d, and are read times the root of d (Kang and McAuley's code; Vaswani et al.
+    2017, section 3.4): scores of all items start about alike, and what is read has the size of learned positions.
+    """
+
+    scale: Tensor
 
     def __init__(self, n_items: int, size: int) -> None:
         super().__init__()
         self.items = nn.Embedding(n_items + 2, size)  # two more: mask, padding
         self.bias = nn.Parameter(torch.zeros(n_items))
         self.n_items, self.mask, self.padding = n_items, n_items, n_items + 1
-        nn.init.normal_(self.items.weight, std=size**-0.5)
+        self.register_buffer("scale", torch.tensor(size**0.5))
+        nn.init.normal_(self.items.weight, std=1 / size)
 
     def embed(self, rows: Tensor) -> Tensor:
         """(B, T) items, -1 after the end, to (B, T, d)."""
-        return self.items(rows.masked_fill(rows < 0, self.padding))
+        return self.items(rows.masked_fill(rows < 0, self.padding)) * self.scale
 
     @property
     def output(self) -> Tensor:
@@ -222,7 +229,8 @@ class SequenceRecommender(Recommender):
     def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         self.histories = Histories.from_log(self._log)
         self._build(0)
-        self.network.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
+        before = {"scale": torch.ones(())}  # networks saved before they had one
+        self.network.load_state_dict(before | {name: torch.as_tensor(value) for name, value in state.items()})
 
     def load(self, folder: Path) -> None:
         from simenv.errors import RunDirectoryError

@@ -25,8 +25,8 @@ class WindowNetwork(NextItemNetwork):
         self.users = nn.Embedding(n_users, size)
         self.answers = nn.Embedding(n_items, width)  # what states are multiplied with: not the vectors that are read
         self.window = window
-        nn.init.normal_(self.users.weight, std=size**-0.5)
-        nn.init.normal_(self.answers.weight, std=size**-0.5)
+        for table in (self.users, self.answers):
+            nn.init.normal_(table.weight, std=1 / size)
 
     @property
     def output(self) -> Tensor:

@@ -1,5 +1,6 @@
 """SASRec, BERT4Rec and GRU4Rec: the suite, that they learn, and that no position sees its own target."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,7 +37,7 @@ class TestGRU4RecSuite(RecommenderSuite):
         (SASRec, {"epochs": 15, "layers": 1, "loss": "bce", "negatives": 8}),
         (GRU4Rec, {"epochs": 12, "layers": 1}),
         (GRU4Rec, {"epochs": 15, "layers": 1, "loss": "bpr", "negatives": 8}),
-        (BERT4Rec, {"epochs": 40, "layers": 1}),
+        (BERT4Rec, {"epochs": 60, "layers": 1}),
     ],
 )
 def test_it_learns_what_comes_next(model, options):
@@ -119,6 +120,27 @@ def test_early_stop_keeps_the_best_epoch(model):
     recommender = flat(model, **{**TINY, "epochs": 4}, early_stop=True, evaluate_every=1, learning_rate=0.05)
     recommender.fit(cycles(), key=KEY)
     assert recommender.progress.best_score == max(score for _, _, score in recommender.progress.scores)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_network_starts_without_an_opinion_and_reads_items_as_loud_as_places(model):
+    recommender = flat(model, **{**TINY, "embedding_size": 64})
+    recommender.n_items = 200
+    recommender._build(0)
+    recommender.network.requires_grad_(False)
+    network, rows = recommender.network, torch.arange(200).view(40, 5)
+    assert network.logits(network.user_states(rows)).std() < 0.2  # at a deviation of d^-.5 it is about 1
+    assert float(network.embed(rows).std()) == pytest.approx(64**-0.5, rel=0.1)
+
+
+def test_networks_saved_before_embeddings_were_scaled_are_read_as_they_were(tmp_path):
+    recommender = flat(SASRec, **TINY)
+    recommender.fit(small_log(), key=KEY)
+    recommender.save(tmp_path)
+    with np.load(tmp_path / "arrays.npz") as stored:
+        np.savez(tmp_path / "arrays.npz", **{name: stored[name] for name in stored.files if name != "state.scale"})
+    recommender.load(tmp_path)
+    assert recommender.network.scale == 1
 
 
 @pytest.mark.parametrize("model", MODELS)
