@@ -148,7 +148,7 @@ class S3RecNetwork(SASRecNetwork):
         self.features = nn.Embedding(attributes.shape[1], size)
         self.of_item, self.of_place = nn.Linear(size, size, bias=False), nn.Linear(size, size, bias=False)
         self.item_here, self.segment_here = nn.Linear(size, size, bias=False), nn.Linear(size, size, bias=False)
-        nn.init.normal_(self.features.weight, std=1 / size)
+        nn.init.normal_(self.features.weight, std=size**-0.5)
 
     def both_ways(self, rows: Tensor) -> Tensor:
         """(B, T) to (B, T, d); every position sees all others."""
@@ -171,7 +171,7 @@ class S3RecNetwork(SASRecNetwork):
         other = torch.randint(self.n_items, items.shape, device=rows.device)
         mip = -F.logsigmoid((here * (self.items(items) - self.items(other))).sum(dim=1)).mean()
         shown = torch.unique(rows[real])
-        aap = self._tell(self.of_item(self.items(shown)), shown)
+        aap = self._tell(self.of_item(self.embed(shown)), shown)
         return (
             self.AAP * aap
             + self.MIP * mip

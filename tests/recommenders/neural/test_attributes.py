@@ -63,10 +63,10 @@ def test_pretraining_teaches_attributes():
     recommender.fit(log, key=KEY)
     losses = recommender.pretraining_losses
     assert len(losses) == 12
-    assert losses[-1] < 0.95 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     network = recommender.network
     with torch.no_grad():
-        told = network.of_item(network.items.weight[:20]) @ network.features.weight.T
+        told = network.of_item(network.embed(torch.arange(20))) @ network.features.weight.T
     right = (told.numpy() > 0) == dataset.catalog.genres
     assert right.mean() > 0.85
 
