@@ -1,9 +1,9 @@
 """Other people's implementations of recommenders, each fitted on a split that `benchmarks/rivals.py` wrote to a folder.
 
-Run in the library's own environment, which needs neither simenv nor its requirements: `PYTHON rival_libraries.py FOLDER`
-reads `split.npz` and `task.json` ({library, model, options}) and writes `answers.npy`: the place of each test user's item
-among all items but those the user had (0 = first, `MISSED` = beyond what the library tells), or, of a rating task, the
-stars of each test pair. It does not know what it is compared with.
+Run in the library's own environment, which needs neither simenv nor its requirements: `PYTHON rival_libraries.py
+FOLDER` reads `split.npz` and `task.json` ({library, model, options}) and writes `answers.npy`: the place of each test
+user's item among all items but those the user had (0 = first, `MISSED` = beyond what the library tells), or, of a
+rating task, the stars of each test pair. It does not know what it is compared with.
 """
 
 from __future__ import annotations
