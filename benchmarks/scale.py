@@ -231,7 +231,9 @@ def items(arm: str, n_users: int, n_items: int) -> dict[str, Any]:
     mark()
     recommender.recommend(everyone, K, candidates)
     found["slates_s"] = mark()
-    users.best_utility(everyone, K, candidates)
+    strangers = users.twin()  # without lists of favourites: the whole catalogue
+    mark()
+    strangers.best_utility(everyone, K, candidates)
     found["best_utility_s"] = mark()
     assert platform.round_events is not None
     metric_rows(platform.round_events, reference, seed=0, arm=arm, mode="frozen")
