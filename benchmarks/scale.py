@@ -232,6 +232,7 @@ def items(arm: str, n_users: int, n_items: int) -> dict[str, Any]:
     recommender.recommend(everyone, K, candidates)
     found["slates_s"] = mark()
     strangers = users.twin()  # without lists of favourites: the whole catalogue
+    strangers.best_utility(everyone[:1], K, candidates.rows(everyone[:1]))
     mark()
     strangers.best_utility(everyone, K, candidates)
     found["best_utility_s"] = mark()
