@@ -228,6 +228,8 @@ def items(arm: str, n_users: int, n_items: int) -> dict[str, Any]:
     found["round_s"] = mark()
     everyone = np.arange(n_users)
     candidates = Candidates.of(n_items, out=users.excluded(everyone))
+    if recommender.keeps_shortlists:  # what the rounds before left would answer
+        recommender.fit(world.interactions)
     mark()
     recommender.recommend(everyone, K, candidates)
     found["slates_s"] = mark()
