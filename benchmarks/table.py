@@ -55,8 +55,8 @@ def catalogues(found: list[dict[str, Any]]) -> list[Row]:
     return [
         (
             f"{row['arm']}, {row['items']:,} items",
-            f"{1000 * row['slates_s'] / row['users']:.2f} ms a slate, {row['fit_s']:.1f} s to learn",
-            f"regret {1000 * row['best_utility_s'] / row['users']:.2f} ms, {row['peak_gb']:.2f} GB",
+            f"{1000 * row['slates_s'] / row['users']:.2g} ms a slate, {row['fit_s']:.1f} s to learn",
+            f"regret {1000 * row['best_utility_s'] / row['users']:.2g} ms, {row['peak_gb']:.2f} GB",
             "",
         )
         for row in found
