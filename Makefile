@@ -66,7 +66,7 @@ $(VENV)/docs: $(VENV)/base
 docs: $(VENV)/docs
 	$(BIN)/zensical build --clean --strict
 
-# A quarter of an hour: what each program says of itself, and the table of all at the end.
+# Seven minutes: what each program says of itself, and the table of all at the end.
 B := runs/bench
 
 bench: $(VENV)/all
