@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from recommenders.base import Recommender, check_options, user_items
 from simenv import checks
 from simenv.datasets.base import BoolArray, Dataset, FloatArray, Interactions, LongArray
+from simenv.datasets.splits import contains
 from simenv.errors import RecommenderError
 from simenv.randomness import Key, Purpose, generator
 from simenv.records import record
@@ -170,9 +171,7 @@ class PairRecommender(Recommender):
         """Items drawn for each user, (n, negatives), none of them consumed unless it is hard to find another."""
         drawn = rng.integers(0, self.n_items, (len(users), self.negatives if self.loss != "mse" else 0))
         for _ in range(5):
-            keys = users[:, None] * self.n_items + drawn
-            place = np.searchsorted(self._consumed, keys).clip(max=len(self._consumed) - 1)
-            wrong = self._consumed[place] == keys
+            wrong = contains(self._consumed, users[:, None] * self.n_items + drawn)
             if not wrong.any():
                 break
             drawn[wrong] = rng.integers(0, self.n_items, int(wrong.sum()))
@@ -313,8 +312,10 @@ class SimpleXNetwork(PairNetwork):
     def pair_loss(self, kind: str, users: Tensor, items: Tensor, stars: Tensor, others: Tensor) -> Tensor:
         user = self.user_states(users)
         own = self.score(user, self.item_states(items))
-        away = self.grid(user, self.item_states(others[0]))
-        return (1 - own + self.weight * F.relu(away - self.margin).mean(dim=1)).mean()
+        counted = others >= 0  # -1 where the user consumed what was drawn for all
+        away = self.grid(user, self.item_states(others.amax(dim=0).clamp(min=0)))
+        excess = (F.relu(away - self.margin) * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+        return (1 - own + self.weight * excess).mean()
 
 
 class SimpleX(PairRecommender):
@@ -362,7 +363,9 @@ class SimpleX(PairRecommender):
         return SimpleXNetwork(self._recent(), *shape)
 
     def _others(self, users: LongArray, rng: np.random.Generator) -> LongArray:
-        return rng.integers(0, self.n_items, (1, self.negatives))
+        """The same items for each user, (n, negatives), -1 where the user consumed one."""
+        drawn = rng.integers(0, self.n_items, (1, self.negatives))
+        return np.where(contains(self._consumed, users[:, None] * self.n_items + drawn), -1, drawn)
 
 
 class WideDeepNetwork(PairNetwork):

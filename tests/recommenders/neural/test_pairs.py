@@ -139,14 +139,16 @@ def test_simplex_mixes_a_user_with_its_history():
             assert bool((before - network.user_states(user)).abs().max() > 1e-5) == moved
 
 
-def test_drawn_items_were_not_consumed():
-    recommender = flat(NeuMF, **TINY)
+@pytest.mark.parametrize("model", [NeuMF, SimpleX])
+def test_drawn_items_were_not_consumed(model):
+    recommender = flat(model, **TINY)
     log = groups()
     recommender.fit(log, key=KEY)
     users = np.repeat(np.arange(N_USERS), 3)
     drawn = recommender._others(users, np.random.default_rng(0))
     consumed = set(zip(log.users.tolist(), log.items.tolist(), strict=True))
     pairs = [(user, item) for user, row in zip(users.tolist(), drawn.tolist(), strict=True) for item in row]
+    assert len(set(pairs)) > len(users)
     assert not consumed & set(pairs)
 
 
