@@ -440,7 +440,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             )
         panel.set(xscale="log", yscale="log", title=title, xlabel="items")
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if "memory" in title else (1,)))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if "memory" in title or "learning" in title else (1,)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.yaxis.set_minor_formatter(NullFormatter())
         dress(panel)
