@@ -46,7 +46,7 @@ from simenv.slates import SeesDataset
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VERSION = 2  # of what a cell holds: raise it when the same settings would give other figures
+VERSION = 3  # of what a cell holds: raise it when the same settings would give other figures
 LOWER_IS_BETTER = ("rmse", "mae", "attacker_auc")
 
 
@@ -494,12 +494,13 @@ def as_markdown(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> str:
     table, (dataset, split) = settings.described, settings.data
     protocol = table.protocol
     own = settings.column if settings.same_data else f"{settings.column} (other data)"
+    unit = "texts" if protocol.target in TEXT_TARGETS else "ratings" if protocol.target == "rating" else "users"
     lines = [
         f"# {settings.table}: {table.title}",
         "",
         f"Published: {table.source}, column {own}. Ours: {dataset.name}, split {split.name} {split.digest()}, "
         f"{len(split.users):,} users, {dataset.n_items:,} items, target {protocol.target}, "
-        f"seeds {', '.join(map(str, settings.design.seeds))}; 95 % bootstrap intervals over users, CPU seconds "
+        f"seeds {', '.join(map(str, settings.design.seeds))}; 95 % bootstrap intervals over {unit}, CPU seconds "
         "of fitting and asking.",
         "",
     ]
@@ -553,7 +554,7 @@ def plot(settings: Settings, run: Run) -> None:
             "paper_table",
             plot_rows(rows, metric),
             title=f"{settings.table}: {settings.described.title}",
-            caption=f"{metric}: ours with 95 % bootstrap intervals over users, crosses are published figures "
+            caption=f"{metric}: ours with 95 % bootstrap intervals, crosses are published figures "
             f"(column {settings.column}).",
         )
 
