@@ -82,6 +82,12 @@ def grid(claims: Sequence[JudgedClaim]) -> tuple[list[Column], dict[str, list[Ju
     return columns, {arm: [held[key].get(arm) for key in keys] for arm in arms}
 
 
+NO_CONTROL = (
+    "No arm was played against a control, so that nothing says what its feedback caused: add a mode, as in "
+    "modes=[loop, frozen]."
+)
+
+
 def answer(claims: Sequence[JudgedClaim], metrics: pl.DataFrame | None, *, n_seeds: int) -> list[str]:
     """Two to four sentences: the headline metric, what users got, for whom, and how sure; fewer where claims lack.
 
@@ -98,6 +104,8 @@ def answer(claims: Sequence[JudgedClaim], metrics: pl.DataFrame | None, *, n_see
     columns, rows = grid(claims)
     if not columns:
         told = [primary] if primary is not None else []
+        if all(claim.control == "chance" for claim in claims):  # whether seeds agree, and nothing else
+            return [f"{NO_CONTROL} {claims[0].sentence}"]
         return [claim.sentence for claim in [*told, *(c for c in claims if c is not primary)][:ALONE]]
     headline = primary.metric if primary is not None and primary.metric else HEADLINE
     whole = [i for i, column in enumerate(columns) if not column.groups]

@@ -29,6 +29,9 @@ def sentence(claim: Claim, judged: JudgedClaim, *, alpha: float, n_all: int, hel
         n_all: seeds of the run.
         held_back: the claim fails only because another is tested before it.
     """
+    if judged.estimate is None and claim.estimand == "stability" and n_all < 2:
+        order = f"the order of the arms by {claim.quantity}"
+        return f"Whether seeds agree on {order} takes two seeds or more (regime {judged.regime}): unclear."
     if judged.estimate is None:
         return f"No seed has a value for {claim.quantity} (regime {judged.regime}): unclear."
     estimate, write = judged.estimate, _decimals(judged)

@@ -12,6 +12,7 @@ from scipy import stats
 
 from simenv.conclusions import statistics
 from simenv.conclusions.across import flips, marked
+from simenv.conclusions.answer import NO_CONTROL, answer
 from simenv.conclusions.claims import Claim, judge
 from simenv.conclusions.judged import JudgedClaim, Verdict, read_claims, verdict_of, write_claims
 from simenv.conclusions.standard import pairs_of_groups, standard_claims
@@ -318,6 +319,10 @@ def test_stability_claim() -> None:
     record = only(judge(table, [claim], regime="never"))
     assert (record.estimate, record.p, record.test) == (1.0, 2 / 2**8, "supported")
     assert record.sentence.startswith("Seeds agree on the order of the arms by popularity percentile")
+    alone = only(judge(table.filter(pl.col("seed") == pl.col("seed").min()), [claim], regime="never"))
+    assert alone.sentence.startswith("Whether seeds agree on the order of the arms by popularity percentile takes two")
+    (said,) = answer([alone], None, n_seeds=1)
+    assert said == f"{NO_CONTROL} {alone.sentence}"
 
 
 def test_bad_input_is_one_clear_error() -> None:
