@@ -126,13 +126,7 @@ def recbole(model: str, options: dict[str, Any], split: Split, folder: Path) -> 
             "item_id_list": torch.nn.functional.pad(recent, (0, length - len(recent)))[None],
             "item_length": torch.tensor([len(recent)]),
         }
-        try:
-            found = network.full_sort_predict(Interaction(asked))
-        except NotImplementedError:  # it is asked about pairs alone
-            everything = torch.arange(data.item_num)
-            pairs = {"user_id": asked["user_id"].expand(len(everything)), "item_id": everything}
-            found = network.predict(Interaction(pairs))
-        return renumbered(found.numpy(), theirs, len(theirs))
+        return renumbered(network.full_sort_predict(Interaction(asked)).numpy(), theirs, len(theirs))
 
     return places(score, split)
 
